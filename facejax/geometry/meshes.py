@@ -1,0 +1,77 @@
+"""Triangle meshes: connectivity prepared once, then normals and barycentric points as pure functions."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Topology:
+    """Connectivity of a mesh: constant while a head moves, so plain numpy, compared by identity, static under jit."""
+
+    faces: np.ndarray
+    """(T, 3) int32 vertex ids, counter-clockwise seen from outside."""
+    uv: np.ndarray
+    """(U, 2) float32 texture coordinates in [0, 1], (0, 0) at the bottom left."""
+    uv_faces: np.ndarray
+    """(T, 3) int32 ids into `uv`."""
+    n_vertices: int
+
+    @property
+    def n_faces(self) -> int:
+        return len(self.faces)
+
+
+def face_normals(vertices: Float[Array, "v 3"], faces: Int[Array, "t 3"] | np.ndarray) -> Float[Array, "t 3"]:
+    """Normals of triangles, not normalised: length is twice the area."""
+    a, b, c = (vertices[faces[:, i]] for i in range(3))
+    return jnp.cross(b - a, c - a)
+
+
+def normalise(v: Float[Array, "*n 3"], epsilon: float = 1e-20) -> Float[Array, "*n 3"]:
+    """Unit vectors; a zero vector stays zero and its gradient finite."""
+    return v * jax.lax.rsqrt(jnp.maximum(jnp.sum(v * v, axis=-1, keepdims=True), epsilon))
+
+
+def vertex_normals(vertices: Float[Array, "v 3"], faces: Int[Array, "t 3"] | np.ndarray) -> Float[Array, "v 3"]:
+    """Unit normals at vertices, the area-weighted mean over incident triangles."""
+    n = face_normals(vertices, faces)
+    summed = jnp.zeros_like(vertices)
+    for i in range(3):
+        summed = summed.at[faces[:, i]].add(n)
+    return normalise(summed)
+
+
+def barycentric_points(
+    vertices: Float[Array, "v 3"],
+    triangles: Int[Array, "n 3"] | np.ndarray,
+    weights: Float[Array, "n 3"] | np.ndarray,
+) -> Float[Array, "n 3"]:
+    """Points on a surface: vertex ids of each point's triangle, and its barycentric weights (sum 1)."""
+    return jnp.einsum("nij,ni->nj", vertices[triangles], jnp.asarray(weights), precision=jax.lax.Precision.HIGHEST)
+
+
+def edge_neighbours(faces: np.ndarray) -> np.ndarray:
+    """For each triangle and edge e (opposite corner e): the far vertex of the neighbour across it, -1 at a border.
+
+    Returns (T, 3) int32. An edge shared by more than two triangles counts as a border.
+    """
+    faces = np.asarray(faces)
+    n = len(faces)
+    edges = np.stack([faces[:, [1, 2]], faces[:, [2, 0]], faces[:, [0, 1]]], axis=1).reshape(-1, 2)
+    opposite = faces.reshape(-1)
+    key = np.sort(edges, axis=1)
+    order = np.lexsort((key[:, 1], key[:, 0]))
+    key_sorted = key[order]
+    same = np.all(key_sorted[1:] == key_sorted[:-1], axis=1)
+    run_start = np.concatenate([[True], ~same])
+    run_id = np.cumsum(run_start) - 1
+    run_length = np.bincount(run_id)
+    result = np.full(3 * n, -1, dtype=np.int32)
+    first = np.flatnonzero(run_start)[run_length == 2]
+    a, b = order[first], order[first + 1]
+    result[a], result[b] = opposite[b], opposite[a]
+    return result.reshape(n, 3)

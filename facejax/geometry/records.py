@@ -1,0 +1,61 @@
+"""The records that every part of facejax passes around: what a head is, where it is, and what a camera saw.
+
+All are pytrees of arrays for ONE face and ONE frame; batches are made by `jax.vmap`. Metres and radians throughout, see
+`docs/conventions.md`. Topology (which vertices make a triangle) is not an array that anyone differentiates: it lives in
+`facejax.geometry.meshes.Topology`.
+"""
+
+import chex
+import jax
+from jaxtyping import Array, Float
+
+PyTree = object
+PRNGKey = jax.Array
+
+
+@chex.dataclass(frozen=True, mappable_dataclass=False)
+class Pose:
+    """Rigid motion from the head frame to the camera frame: `x_camera = rotation @ x_head + translation`."""
+
+    rotation: Float[Array, "3 3"]
+    """Proper rotation matrix."""
+    translation: Float[Array, "3"]
+    """Metres, in the camera frame."""
+
+
+@chex.dataclass(frozen=True, mappable_dataclass=False)
+class Camera:
+    """Pinhole camera at the origin of the OpenCV camera frame (+x right, +y down, +z forward)."""
+
+    focal: Float[Array, "2"]
+    """Focal lengths (fx, fy) in pixels."""
+    principal_point: Float[Array, "2"]
+    """(cx, cy) in pixels; the centre of the top-left pixel is (0.5, 0.5)."""
+
+
+@chex.dataclass(frozen=True, mappable_dataclass=False)
+class Face:
+    """Geometry and appearance of a head, in the head frame: what `HeadModel.decode` returns and `render` draws."""
+
+    vertices: Float[Array, "v 3"]
+    """Metres, head frame."""
+    albedo: Float[Array, "v 3"]
+    """Diffuse reflectance per vertex, linear, in [0, 1]."""
+    texture: Float[Array, "h w 3"]
+    """What `albedo` does not say, as a factor per texel on it (linear, 1 = nothing to add); row 0 is the top, v = 1."""
+    specular: Float[Array, "v"]
+    """Fresnel reflectance at normal incidence per vertex; 0 switches the specular lobe off."""
+    roughness: Float[Array, "v"]
+    """Width alpha of the specular lobe per vertex, in (0, 1]."""
+
+
+@chex.dataclass(frozen=True, mappable_dataclass=False)
+class Image:
+    """What `render` returns. Where `coverage` is 0, colour and depth are 0."""
+
+    colour: Float[Array, "h w 3"]
+    """Linear radiance, premultiplied by `coverage`."""
+    coverage: Float[Array, "h w"]
+    """Share of the pixel that the head covers, in [0, 1]."""
+    depth: Float[Array, "h w"]
+    """Distance along +z of the camera, metres."""

@@ -1,0 +1,68 @@
+"""What every head offers to fitting: `HeadModel`, and the table of stages that says what is solved when.
+
+A head is a file that implements this protocol. `fit_sequence` never asks which head it has.
+"""
+
+import dataclasses
+from typing import Literal, Protocol
+
+from jaxtyping import Array, Float
+
+from facejax.geometry.meshes import Topology
+from facejax.geometry.records import Face, PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One optimisation: which variables move, on which frames, against which data, for how long."""
+
+    name: str
+    """Shown in the progress display and in records of how a fit went."""
+    data: Literal["landmarks", "photometric"]
+    """What the frames are compared with."""
+    frames: Literal["key", "all"]
+    """`key`: the key frames together, with what they share; `all`: every frame, in batches, the shared variables held."""
+    free: tuple[str, ...]
+    """Leaves that move, as prefixes of paths in {"params", "shared", "frame"}, e.g. ("shared.shape", "frame.pose")."""
+    steps: int
+    """Optimiser steps."""
+    rate: float = 1.0
+    """Factor on every leaf's own learning rate."""
+
+
+class HeadModel(Protocol):
+    """A head that can be decoded from a code and fitted to pictures.
+
+    `params` is a pytree of arrays (a morphable model's bases, a network's weights); `shared` and `frame` are the two parts
+    of a code: what is one for a whole clip, and what each frame has for itself. All methods are pure.
+    """
+
+    name: str
+    sha256: str
+    topology: Topology
+
+    @property
+    def params(self) -> PyTree: ...
+
+    @property
+    def stages(self) -> tuple[Stage, ...]: ...
+
+    def init_code(self) -> tuple[PyTree, PyTree]:
+        """(shared, frame) of the mean head at rest."""
+        ...
+
+    def init_light(self) -> Float[Array, "b 3"]:
+        """Spherical harmonics of even white light, camera frame."""
+        ...
+
+    def decode(self, params: PyTree, shared: PyTree, frame: PyTree, view: Float[Array, "3"]) -> Face:
+        """Geometry and appearance in the head frame; `view` is the unit vector from the head to the camera."""
+        ...
+
+    def code_prior(self, params: PyTree, shared: PyTree, frame: PyTree) -> Float[Array, ""]:
+        """Negative log prior of a code, up to a constant."""
+        ...
+
+    def landmark_points(self, vertices: Float[Array, "v 3"]) -> Float[Array, "478 3"]:
+        """MediaPipe's 478 points on a decoded head, in its frame."""
+        ...
