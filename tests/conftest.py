@@ -1,0 +1,21 @@
+"""Fixtures that many test files share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+def assets_folder() -> Path | None:
+    """The development assets: `FACEJAX_ASSETS`, else `../shared/assets` beside the checkout; None when there are none."""
+    folder = Path(os.environ.get("FACEJAX_ASSETS", Path(__file__).resolve().parents[2] / "shared" / "assets"))
+    return folder if (folder / "SHA256SUMS").is_file() else None
+
+
+@pytest.fixture(scope="session")
+def assets() -> Path:
+    """Folder of the development assets; the test is skipped, and says so, where they are absent."""
+    folder = assets_folder()
+    if folder is None:
+        pytest.skip("development assets not found: set FACEJAX_ASSETS to their folder")
+    return folder
