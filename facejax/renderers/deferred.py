@@ -1,0 +1,76 @@
+"""The default `render`: light at vertices, rasterised, texture per pixel, silhouettes anti-aliased."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from facejax.geometry.cameras import project, to_camera_frame
+from facejax.geometry.meshes import Topology, edge_neighbours, normalise, vertex_normals
+from facejax.geometry.records import Camera, Face, Image, Pose, PRNGKey
+from facejax.renderers.raster import antialias, interpolate, rasterise
+from facejax.renderers.sh import irradiance, reflection
+from facejax.renderers.texture import sample_texture
+
+
+class Render(Protocol):
+    """Any renderer: pixels of one head in one frame.
+
+    light: spherical harmonics of the incoming radiance, (bands², 3), in the CAMERA frame. key: for renderers that draw
+    random numbers. Topology and image size are fixed when a renderer is made.
+    """
+
+    def __call__(
+        self, face: Face, light: Float[Array, "b 3"], pose: Pose, camera: Camera, key: PRNGKey | None = None
+    ) -> Image: ...
+
+
+def vertex_light(
+    face: Face, light: Float[Array, "b 3"], pose: Pose, normals_head: Float[Array, "v 3"]
+) -> tuple[Float[Array, "v 3"], Float[Array, "v 3"]]:
+    """(irradiance / pi, specular radiance) at vertices under an unshadowed light in the camera frame.
+
+    The specular term is Schlick's Fresnel factor times the light that arrives from around the mirror direction.
+    """
+    normals = jnp.matmul(normals_head, pose.rotation.T, precision=jax.lax.Precision.HIGHEST)
+    to_eye = normalise(-to_camera_frame(face.vertices, pose))
+    facing = jnp.clip(jnp.sum(normals * to_eye, axis=-1), 0.0, 1.0)
+    fresnel = face.specular + (1 - face.specular) * (1 - facing) ** 5
+    lobe = reflection(normals, to_eye, light, face.roughness)
+    specular = jnp.where(face.specular > 0, fresnel, 0.0)[:, None] * jnp.maximum(lobe, 0.0)
+    return jnp.maximum(irradiance(normals, light), 0.0), specular
+
+
+def make_renderer(
+    topology: Topology,
+    size: tuple[int, int],
+    *,
+    shade: Callable[..., tuple[Array, Array]] = vertex_light,
+    antialiased: bool = True,
+    cull: bool = True,
+) -> Render:
+    """A `render` for one mesh topology and image size (height, width).
+
+    shade: (face, light, pose, normals_head) -> (irradiance / pi, specular radiance) at vertices; `vertex_light` by default.
+    """
+    faces, uv_faces, uv = topology.faces, topology.uv_faces, topology.uv
+    neighbours = edge_neighbours(faces)
+
+    def render(face: Face, light: Array, pose: Pose, camera: Camera, key: PRNGKey | None = None) -> Image:
+        del key
+        in_camera = to_camera_frame(face.vertices, pose)
+        on_image = jnp.concatenate([project(in_camera, camera), in_camera[:, 2:]], axis=-1)
+        fragments = rasterise(on_image, faces, size, cull=cull)
+        diffuse, specular = shade(face, light, pose, vertex_normals(face.vertices, faces))
+        lit = interpolate(jnp.concatenate([face.albedo * diffuse, specular], axis=-1), fragments, faces)
+        texture = sample_texture(face.texture, interpolate(jnp.asarray(uv), fragments, uv_faces))
+        covered = (fragments.triangle >= 0)[..., None]
+        colour = jnp.where(covered, lit[..., :3] * texture + lit[..., 3:], 0.0)
+        stack = jnp.concatenate([colour, covered.astype(colour.dtype)], axis=-1)
+        if antialiased:
+            stack = antialias(stack, fragments, on_image, faces, neighbours)
+        return Image(colour=stack[..., :3], coverage=stack[..., 3], depth=fragments.depth)
+
+    return render

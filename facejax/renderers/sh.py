@@ -1,0 +1,98 @@
+"""Real spherical harmonics: orthonormal, index l*l + l + m, no Condon-Shortley phase, evaluated as polynomials.
+
+The polynomial form has finite derivatives everywhere, the poles included. Reference for the convention and its test vector:
+`docs/conventions.md`.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+_HIGHEST = jax.lax.Precision.HIGHEST
+
+
+def sh_basis(directions: Float[Array, "*n 3"], bands: int) -> Float[Array, "*n b"]:
+    """Values of the first `bands`² functions in unit directions.
+
+    With Y_l^m = N_l^m Q_l^|m|(z) times Re or Im of (x + iy)^|m|, where Q is the associated Legendre function without its
+    (1 - z²)^(m/2) factor, built by the usual upward recurrence in l.
+    """
+    x, y, z = directions[..., 0], directions[..., 1], directions[..., 2]
+    values: list[Array | None] = [None] * bands**2
+    real, imag = jnp.ones_like(x), jnp.zeros_like(x)
+    for m in range(bands):
+        q_before, q = jnp.zeros_like(z), jnp.full_like(z, float(_double_factorial(2 * m - 1)))
+        for l in range(m, bands):
+            scale = _norm(l, m)
+            if m == 0:
+                values[l * l + l] = scale * q
+            else:
+                values[l * l + l + m] = math.sqrt(2) * scale * q * real
+                values[l * l + l - m] = math.sqrt(2) * scale * q * imag
+            q_before, q = q, ((2 * l + 1) * z * q - (l + m) * q_before) / (l + 1 - m)
+        real, imag = real * x - imag * y, real * y + imag * x
+    return jnp.stack(values, axis=-1)  # type: ignore[arg-type]
+
+
+def _double_factorial(n: int) -> int:
+    return 1 if n <= 0 else n * _double_factorial(n - 2)
+
+
+def _norm(l: int, m: int) -> float:
+    return math.sqrt((2 * l + 1) / (4 * math.pi) * math.factorial(l - m) / math.factorial(l + m))
+
+
+def per_band(values: np.ndarray | Float[Array, "l"], bands: int) -> Float[Array, "b"]:
+    """One value per band spread over its 2 l + 1 coefficients."""
+    return jnp.asarray(values)[np.repeat(np.arange(bands), 2 * np.arange(bands) + 1)]
+
+
+def lambert_kernel(bands: int) -> np.ndarray:
+    """A_l / pi (bands,): what turns radiance coefficients into the radiance of a white Lambert surface.
+
+    1, 2/3, 1/4, 0, -1/24, ... (Ramamoorthi and Hanrahan 2001, divided by pi, so that albedo times this is radiance).
+    """
+    a = np.zeros(bands)
+    for l in range(bands):
+        if l == 1:
+            a[l] = 2 / 3
+        elif l % 2 == 0:
+            half = l // 2
+            ratio = math.factorial(l) / (2**l * math.factorial(half) ** 2)
+            a[l] = 1.0 if l == 0 else 2 * (-1) ** (half - 1) / ((l + 2) * (l - 1)) * ratio
+    return a.astype(np.float32)
+
+
+def roughness_kernel(alpha: Float[Array, "*n"], bands: int) -> Float[Array, "*n l"]:
+    """exp(-alpha² l (l + 1)): the lobe of a microfacet surface of width alpha, seen face on.
+
+    Of the closed forms in use, the closest to a Beckmann lobe for alpha from 0.2 to 0.5.
+    """
+    l = jnp.arange(bands)
+    return jnp.exp(-(jnp.asarray(alpha)[..., None] ** 2) * l * (l + 1))
+
+
+def irradiance(normals: Float[Array, "*n 3"], light: Float[Array, "b 3"]) -> Float[Array, "*n 3"]:
+    """Radiance of a white Lambert surface with these normals (irradiance / pi) under an unshadowed light.
+
+    normals and light in the same frame. Light that is negative in places gives negative values: they are not clipped.
+    """
+    bands = math.isqrt(light.shape[0])
+    used = min(bands, 9)
+    filtered = light[: used**2] * per_band(lambert_kernel(used), used)[:, None]
+    return jnp.matmul(sh_basis(normals, used), filtered, precision=_HIGHEST)
+
+
+def reflection(
+    normals: Float[Array, "*n 3"], to_eye: Float[Array, "*n 3"], light: Float[Array, "b 3"], roughness: Float[Array, "*n"]
+) -> Float[Array, "*n 3"]:
+    """Light arriving from the mirror direction, blurred by a lobe of width `roughness` (alpha), before Fresnel."""
+    bands = math.isqrt(light.shape[0])
+    mirror = 2 * jnp.sum(normals * to_eye, axis=-1, keepdims=True) * normals - to_eye
+    kernel = jnp.repeat(
+        roughness_kernel(roughness, bands), np.repeat(2 * np.arange(bands) + 1, 1), axis=-1, total_repeat_length=bands**2
+    )
+    return jnp.matmul(sh_basis(mirror, bands) * kernel, light, precision=_HIGHEST)
