@@ -107,11 +107,11 @@ def require_llvm() -> tuple[str, tuple[int, int, int]]:
 
 
 def _version_in_name(path: str) -> tuple[int, int, int]:
-    """Version by the library's real file name, (0, 0, 0) where it has none: libLLVM-15.so.1 is 15, libLLVM.so.19.1 19.1."""
+    """Version by the real file name (libLLVM-15.so.1 is 15, libLLVM.so.19.1 is 19.1), (0, 0, 0) where it has none."""
     name = os.path.basename(os.path.realpath(path))
     match = re.search(r"LLVM(?:-(?P<dash>[\d.]+\d|\d+))?\.(?:so|dylib)(?:\.(?P<tail>[\d.]+))?", name)
     numbers = [int(n) for n in ((match["dash"] or match["tail"] or "") if match else "").split(".") if n]
-    major, minor, patch = (numbers + [0, 0, 0])[:3]
+    major, minor, patch = [*numbers, 0, 0, 0][:3]
     return major, minor, patch
 
 

@@ -1,0 +1,395 @@
+"""The `facejax` command. Thin: it parses, calls `facejax.apps` or `facejax.data`, and prints what was reached.
+
+Nothing heavy is imported before a command needs it, so `facejax --help` answers at once.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+import facejax
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+ProgressCallback = Callable[[str, int, int], None]
+"""`progress(stage, done, total)`: how far a long piece of work has come."""
+
+Row = tuple[str, object, object]
+"""(name, value, control): a line of the table of what was reached, and what a method that does nothing would reach."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Track:
+    """Track the face in a video: shape, motion, expression, light and skin, as arrays, pictures and a GLB file."""
+
+    video: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="VIDEO")]
+    """Video file, or folder of images."""
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """Folder for the results; it is written whole or not at all."""
+    model: str = "generic"
+    """Head model: a name from `facejax assets list`, `generic` (built in), or a path."""
+    landmarks: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """.npz with `landmarks` (frames, 478, 3) in pixels, NaN where missing; by default MediaPipe finds them."""
+    intrinsics: Annotated[str | None, tyro.conf.arg(metavar="fx,fy,cx,cy")] = None
+    """Known focal lengths and principal point in pixels of the video; by default the focal length is estimated."""
+    masks: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder of images, one per frame: pixels to ignore (hair, hands, glasses) are not black."""
+    identity: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder of an earlier result whose shape, texture and focal length are held."""
+    face: int = 0
+    """Which face to follow where there are several: 0 is the largest in the first frame that has one."""
+    ipd_mm: float | None = None
+    """Known distance between the pupils in millimetres; it fixes the scale, which one camera cannot see."""
+    size: int = 256
+    """Side in pixels of the face crop that is compared with the rendering."""
+    frames: Annotated[str | None, tyro.conf.arg(metavar="A:B")] = None
+    """Frames A up to, not including, B; either side may be left out."""
+    preset: Literal["fast", "full"] = "fast"
+    """`full` takes about five times as long and fits closer."""
+    renders: bool = False
+    """Also write renders/00000.png... (RGBA, at the video's resolution)."""
+    resume: bool = False
+    """Go on from the frames that an interrupted run had finished."""
+
+    def run(self) -> int:
+        """Runs the command; the exit status."""
+        intrinsics, frames = parse_intrinsics(self.intrinsics), parse_frames(self.frames)
+        _check_track(self)
+        use_compilation_cache()
+        from facejax.apps.track import track
+
+        with show_progress() as progress:
+            rows = track(
+                self.video,
+                self.out,
+                model=self.model,
+                landmarks=self.landmarks,
+                intrinsics=intrinsics,
+                masks=self.masks,
+                identity=self.identity,
+                face=self.face,
+                ipd_mm=self.ipd_mm,
+                size=self.size,
+                frames=frames,
+                preset=self.preset,
+                renders=self.renders,
+                resume=self.resume,
+                progress=progress,
+            )
+        print_summary(rows, f"{self.video} -> {self.out}")
+        return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class AssetsList:
+    """Say which head models and detectors are there, their licences, and where they lie."""
+
+    def run(self) -> int:
+        """Runs the command; the exit status."""
+        from rich.console import Console
+
+        from facejax.apps.doctor import asset_table
+
+        Console().print(asset_table())
+        return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class AssetsInstall:
+    """Download a head model or a detector, check it, and convert it once."""
+
+    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
+    """A name from `facejax assets list`."""
+    source: Annotated[Path | None, tyro.conf.arg(name="from", metavar="PATH")] = None
+    """A local copy (folder or archive) to take instead of downloading."""
+
+    def run(self) -> int:
+        """Runs the command; the exit status."""
+        from facejax.data.assets import install
+
+        with show_progress() as progress:
+            path = install(self.name, self.source, progress=progress)
+        print(f"{self.name} is installed: {path}")
+        return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Demo:
+    """Render a short clip of the built-in head with known motion, track it, and print the errors against the truth."""
+
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("facejax-demo")
+    """Folder for the results."""
+
+    def run(self) -> int:
+        """Runs the command; the exit status."""
+        use_compilation_cache()
+        from facejax.apps.demo import demo
+
+        with show_progress() as progress:
+            rows = demo(self.out, progress=progress)
+        print_summary(rows, f"demo -> {self.out}")
+        return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Doctor:
+    """Say which devices, assets, Mitsuba variant and codecs are there, and how to get what is missing."""
+
+    def run(self) -> int:
+        """Runs the command; the exit status is 1 when something that tracking cannot do without is missing."""
+        from facejax.apps.doctor import report
+
+        return report()
+
+
+@dataclasses.dataclass(frozen=True)
+class Assets:
+    """List or install head models and detectors."""
+
+    action: (
+        Annotated[AssetsList, tyro.conf.subcommand("list")] | Annotated[AssetsInstall, tyro.conf.subcommand("install")]
+    )
+
+    def run(self) -> int:
+        """Runs the command; the exit status."""
+        return self.action.run()
+
+
+Command = (
+    Annotated[Track, tyro.conf.subcommand("track")]
+    | Annotated[Assets, tyro.conf.subcommand("assets")]
+    | Annotated[Demo, tyro.conf.subcommand("demo")]
+    | Annotated[Doctor, tyro.conf.subcommand("doctor")]
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs `facejax` with these arguments (default: the process's) and returns its exit status.
+
+    0 done; 1 the machine cannot (disk, memory, a broken installation); 2 the input cannot be used; 130 interrupted.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments == ["--version"]:
+        print(f"facejax {facejax.__version__}")
+        return 0
+    try:
+        command = parse(arguments)
+        return command.run()
+    except KeyboardInterrupt:
+        return _fail(130, "stopped; nothing half-written")
+    except BrokenPipeError:  # the reader of our output went away, as in `facejax assets list | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        explained = explain(error)
+        if explained is None:
+            raise
+        return _fail(*explained)
+
+
+def parse(arguments: Sequence[str]) -> Track | Assets | Demo | Doctor:
+    """The command that these arguments name; prints usage and raises `SystemExit` where they name none."""
+    return tyro.cli(
+        Command,  # type: ignore[arg-type]
+        args=arguments,
+        prog="facejax",
+        description="Track, relight and learn 3D faces from ordinary video. `facejax --version` prints the version.",
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
+    )
+
+
+def parse_intrinsics(text: str | None) -> tuple[float, float, float, float] | None:
+    """(fx, fy, cx, cy) in pixels from "fx,fy,cx,cy"; `InputError` unless it is four numbers, the first two positive."""
+    if text is None:
+        return None
+    try:
+        fx, fy, cx, cy = (float(part) for part in text.split(","))
+    except ValueError:
+        fx = fy = cx = cy = math.nan
+    if not (all(map(math.isfinite, (fx, fy, cx, cy))) and fx > 0 and fy > 0):
+        _refuse(f"--intrinsics takes four numbers fx,fy,cx,cy in pixels, the first two positive, not {text!r}.")
+    return fx, fy, cx, cy
+
+
+def parse_frames(text: str | None) -> tuple[int, int | None] | None:
+    """(first, stop) from "A:B", "A:" or ":B", stop None for the end; `InputError` when it is not such a range."""
+    if text is None:
+        return None
+    first, colon, stop = text.partition(":")
+    usable = colon and all(part == "" or part.isdecimal() for part in (first, stop))
+    start, end = (int(first or 0), int(stop) if stop else None) if usable else (0, 0)
+    if end is not None and end <= start:
+        _refuse(f"--frames takes A:B with 0 <= A < B (either may be left out), not {text!r}.")
+    return start, end
+
+
+def explain(error: Exception) -> tuple[int, str] | None:
+    """(exit status, sentence) of an error that a person can act on; None of a bug, which keeps its traceback."""
+    from facejax.geometry.errors import InputError
+
+    if isinstance(error, InputError):
+        return 2, str(error)
+    where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
+    number = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, MemoryError):
+        return 1, "out of memory: close other programs, take fewer frames (--frames A:B) or a smaller --size."
+    if number in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):  # Windows knows no quota error
+        return 1, f"the disk is full{where}: free some space and run the command again; nothing half-written."
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return 1, f"not allowed to read or write there{where}: choose a folder that is yours."
+    if isinstance(error, FileNotFoundError):
+        return 2, f"no such file or folder{where}: check the path."
+    if "RESOURCE_EXHAUSTED" in str(error):  # what JAX raises when a device's memory is full
+        return explain(MemoryError())
+    return None
+
+
+def use_compilation_cache() -> None:
+    """Lets JAX keep compiled programs in facejax's cache folder, so that a second run starts quickly.
+
+    `JAX_COMPILATION_CACHE_DIR` is honoured. Where the folder cannot be written there is no cache, and nothing is said:
+    `facejax doctor` does.
+    """
+    import jax
+
+    from facejax.data.assets import home
+
+    if jax.config.read("jax_compilation_cache_dir") is None:
+        folder = Path(home()) / "xla"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            return
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+@contextlib.contextmanager
+def show_progress() -> Iterator[ProgressCallback]:
+    """A callback that shows stage, count, speed and time left on stderr: bars on a terminal, else plain lines."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield PlainProgress(print_line=lambda line: print(line, file=sys.stderr, flush=True))
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[speed]}"),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    with Progress(*columns, console=console) as bars:
+        yield _BarProgress(bars)
+
+
+class PlainProgress:
+    """Progress as plain lines: when a stage begins, when it ends, and in between at most every `interval` seconds.
+
+    Speed and time left count from the stage's first report, so work that `--resume` found done does not flatter them.
+    """
+
+    def __init__(
+        self, print_line: Callable[[str], None], interval: float = 10.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._print, self._interval, self._clock = print_line, interval, clock
+        self._stage: str | None = None
+        self._began = self._said = 0.0
+        self._first = 0
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Notes that `done` of `total` parts of `stage` are finished."""
+        now = self._clock()
+        new = stage != self._stage
+        if new:
+            self._stage, self._began, self._first = stage, now, done
+        if new or done >= total or now - self._said >= self._interval:
+            self._said = now
+            self._print(f"{stage} {done}/{total}{_pace(done - self._first, total - done, now - self._began)}")
+
+
+class _BarProgress:
+    """Progress as one bar per stage."""
+
+    def __init__(self, bars: "Progress") -> None:
+        self._bars = bars
+        self._tasks: dict[str, tuple[int, float, int]] = {}  # stage -> (bar, when it began, what was done then)
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if stage not in self._tasks:
+            self._tasks[stage] = (int(self._bars.add_task(stage, total=total, speed="")), now, done)
+        bar, began, first = self._tasks[stage]
+        rate = (done - first) / (now - began) if now > began else 0.0
+        self._bars.update(bar, completed=done, total=total, speed=f"{rate:.1f}/s" if rate else "")  # type: ignore[arg-type]
+
+
+def print_summary(rows: Iterable[Row], title: str) -> None:
+    """Prints the short table of what was reached; a control column is shown only where some row has one."""
+    from rich.console import Console
+    from rich.table import Table
+
+    rows = list(rows)
+    controls = any(control not in (None, "") for _, _, control in rows)
+    table = Table(title=title, title_justify="left")
+    table.add_column("reached")
+    table.add_column("value", justify="right")
+    if controls:
+        table.add_column("control", justify="right")
+    for name, value, control in rows:
+        table.add_row(*[_cell(c) for c in ((name, value, control) if controls else (name, value))])
+    Console().print(table)
+
+
+def _cell(value: object) -> str:
+    """A number with four significant digits, nothing for None, anything else as it is."""
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _pace(finished: int, left: int, seconds: float) -> str:
+    """Speed and time left, "" while nothing is known."""
+    if finished <= 0 or seconds <= 0:
+        return ""
+    rate = finished / seconds
+    return f", {rate:.1f} per second" + (f", {left / rate:.0f} s left" if left > 0 else "")
+
+
+def _check_track(options: Track) -> None:
+    """Refuses numbers that no video could make sense of, before anything is loaded."""
+    if options.size < 32:
+        _refuse(f"--size must be at least 32 pixels, not {options.size}.")
+    if options.face < 0:
+        _refuse(f"--face counts from 0, so it cannot be {options.face}.")
+    if options.ipd_mm is not None and not 20 <= options.ipd_mm <= 100:
+        _refuse(
+            f"--ipd-mm is the distance between the pupils in millimetres (people: 45 to 80), not {options.ipd_mm:g}."
+        )
+
+
+def _refuse(sentence: str) -> None:
+    """Raises `InputError`."""
+    from facejax.geometry.errors import InputError
+
+    raise InputError(sentence)
+
+
+def _fail(status: int, sentence: str) -> int:
+    """Says why on stderr and gives back the status."""
+    print(f"facejax: {sentence}", file=sys.stderr)
+    return status
