@@ -20,10 +20,8 @@ from facejax.renderers.llvm import require_llvm
 if TYPE_CHECKING:
     from rich.table import Table
 
-LANDMARKS_LIBRARIES = ("libGL.so.1", "libEGL.so.1", "libGLESv2.so.2", "libgthread-2.0.so.0")
-"""Shared libraries that MediaPipe (and the OpenCV it brings) loads on Linux, where a server's image may lack them."""
-
 GET_LANDMARKS_LIBRARIES = "apt install libgl1 libegl1 libgles2 libglib2.0-0"
+"""MediaPipe, and the OpenCV it brings, load these on Linux, where a server's image may lack them."""
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "trimesh", "mitsuba", "av")
 
@@ -142,7 +140,7 @@ def _codecs() -> Iterator[Check]:
 def _mediapipe() -> Iterator[Check]:
     if importlib.util.find_spec("mediapipe") is None:
         without = "not installed: landmarks must then be given (`--landmarks FILE`)"
-        yield Check("mediapipe", "optional", without, 'pip install "facejax[landmarks]"')
+        yield Check("mediapipe", "optional", without, "pip install mediapipe")
         return
     # in a process of its own: an absent system library stops the import, and it takes a second of everyone's memory
     run = subprocess.run([sys.executable, "-c", "import mediapipe"], capture_output=True, text=True, check=False)
@@ -151,7 +149,7 @@ def _mediapipe() -> Iterator[Check]:
         yield Check("mediapipe", "ok", version)
         return
     said = (run.stderr.strip().splitlines() or ["it ended without a word"])[-1]
-    fix = GET_LANDMARKS_LIBRARIES if sys.platform == "linux" else 'pip install --force-reinstall "facejax[landmarks]"'
+    fix = GET_LANDMARKS_LIBRARIES if sys.platform == "linux" else "pip install --force-reinstall mediapipe"
     yield Check("mediapipe", "optional", f"{version} is installed but cannot be imported: {said}", fix)
 
 

@@ -15,7 +15,7 @@ def to_camera_frame(points_head: Float[Array, "*n 3"], pose: Pose) -> Float[Arra
 
 
 def project(points_camera: Float[Array, "*n 3"], camera: Camera) -> Float[Array, "*n 2"]:
-    """Pixel coordinates of points in the camera frame (metres). Depth is floored at 1 mm, so nothing divides by zero."""
+    """Pixel coordinates of points in the camera frame (metres). Depth is floored at 1 mm: nothing divides by zero."""
     depth = jnp.maximum(points_camera[..., 2:], 1e-3)
     return points_camera[..., :2] / depth * camera.focal + camera.principal_point
 
@@ -27,7 +27,7 @@ def unproject(pixels: Float[Array, "*n 2"], depth: Float[Array, "*n"], camera: C
 
 
 def crop_camera(camera: Camera, crop: Float[Array, "4"], size: tuple[int, int]) -> Camera:
-    """Camera of an image cut out at `crop` = (left, top, width, height) in pixels and resized to `size` = (height, width)."""
+    """Camera of an image cut out at `crop` = (left, top, width, height), pixels, resized to `size` = (height, width)."""
     scale = jnp.stack([size[1] / crop[2], size[0] / crop[3]])
     return Camera(focal=camera.focal * scale, principal_point=(camera.principal_point - crop[:2]) * scale)
 
@@ -66,7 +66,14 @@ def pytorch3d_to_opencv(rotation: Float[Array, "3 3"], translation: Float[Array,
 
 
 def intrinsics_to_ndc(camera: Camera, size: tuple[int, int]) -> tuple[Float[Array, "2"], Float[Array, "2"]]:
-    """Focal length and principal point in PyTorch3D's NDC, whose shorter image side spans [-1, 1] and x, y point left, up."""
+    """Focal length and principal point in PyTorch3D's NDC: the shorter image side spans [-1, 1], +x left, +y up."""
     height, width = size
     half = min(height, width) / 2
     return camera.focal / half, (jnp.array([width / 2, height / 2]) - camera.principal_point) / half
+
+
+def ndc_to_intrinsics(focal: Float[Array, "2"], principal_point: Float[Array, "2"], size: tuple[int, int]) -> Camera:
+    """Inverse of `intrinsics_to_ndc`: the camera, in pixels, of an image of `size` = (height, width)."""
+    height, width = size
+    half = min(height, width) / 2
+    return Camera(focal=focal * half, principal_point=jnp.array([width / 2, height / 2]) - principal_point * half)

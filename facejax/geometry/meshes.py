@@ -31,9 +31,11 @@ def face_normals(vertices: Float[Array, "v 3"], faces: Int[Array, "t 3"] | np.nd
     return jnp.cross(b - a, c - a)
 
 
-def normalise(v: Float[Array, "*n 3"], epsilon: float = 1e-20) -> Float[Array, "*n 3"]:
-    """Unit vectors; a zero vector stays zero and its gradient finite."""
-    return v * jax.lax.rsqrt(jnp.maximum(jnp.sum(v * v, axis=-1, keepdims=True), epsilon))
+def normalise(v: Float[Array, "*n 3"], epsilon: float = 1e-30) -> Float[Array, "*n 3"]:
+    """Unit vectors; one whose squared length is at most `epsilon` becomes zero, with zero gradient."""
+    square = jnp.sum(v * v, axis=-1, keepdims=True)
+    usable = square > epsilon
+    return v * jnp.where(usable, jax.lax.rsqrt(jnp.where(usable, square, 1.0)), 0.0)
 
 
 def vertex_normals(vertices: Float[Array, "v 3"], faces: Int[Array, "t 3"] | np.ndarray) -> Float[Array, "v 3"]:

@@ -24,7 +24,8 @@ def rotvec_to_matrix(rotvec: Float[Array, "3"]) -> Float[Array, "3 3"]:
     safe = jnp.where(small, 1.0, angle2)
     angle = jnp.sqrt(safe)
     a = jnp.where(small, 1 - angle2 / 6 * (1 - angle2 / 20), jnp.sin(angle) / angle)
-    b = jnp.where(small, 0.5 - angle2 / 24 * (1 - angle2 / 30), (1 - jnp.cos(angle)) / safe)
+    # half angles: 1 - cos(angle) would lose every digit of its second derivative at small angles in float32
+    b = jnp.where(small, 0.5 - angle2 / 24 * (1 - angle2 / 30), 2 * (jnp.sin(angle / 2) / angle) ** 2)
     k = skew(rotvec)
     return jnp.eye(3, dtype=rotvec.dtype) + a * k + b * jnp.matmul(k, k, precision=_HIGHEST)
 
@@ -67,22 +68,28 @@ def quaternion_to_matrix(quaternion: Float[Array, "4"]) -> Float[Array, "3 3"]:
 
 
 def matrix_to_rotvec(rotation: Float[Array, "3 3"]) -> Float[Array, "3"]:
-    """Rotation matrix to axis-angle (rad), angle in [0, pi]."""
+    """Rotation matrix to axis-angle (rad), angle in [0, pi]; the gradient is finite at the identity, too."""
     q = matrix_to_quaternion(rotation)
-    sine = jnp.linalg.norm(q[1:])
-    small = sine < 1e-6
-    scale = jnp.where(small, 2.0, 2 * jnp.arctan2(sine, q[0]) / jnp.where(small, 1.0, sine))
+    square = jnp.sum(q[1:] ** 2)
+    small = square < 1e-12
+    sine = jnp.sqrt(jnp.where(small, 1.0, square))  # the root of 0 has no derivative, even where it is not used
+    scale = jnp.where(small, 2.0, 2 * jnp.arctan2(sine, q[0]) / sine)
     return scale * q[1:]
 
 
 def rotation_angle(a: Float[Array, "3 3"], b: Float[Array, "3 3"]) -> Float[Array, ""]:
-    """Angle (rad) of the rotation that takes `a` to `b`."""
+    """Angle (rad) of the rotation that takes `a` to `b`, in [0, pi]; its gradient is 0 where `a == b`."""
     q = matrix_to_quaternion(jnp.matmul(a.T, b, precision=_HIGHEST))
-    return 2 * jnp.arctan2(jnp.linalg.norm(q[1:]), q[0])
+    square = jnp.sum(q[1:] ** 2)
+    sine = jnp.sqrt(jnp.where(square > 0, square, 1.0))  # the root of 0 has no derivative, even where it is not used
+    return jnp.where(square > 0, 2 * jnp.arctan2(sine, q[0]), 0.0)
 
 
 def nearest_rotation(matrix: Float[Array, "3 3"]) -> Float[Array, "3 3"]:
-    """Proper rotation closest to `matrix` in the Frobenius norm (orthogonal Procrustes)."""
+    """Proper rotation closest to `matrix` in the Frobenius norm (orthogonal Procrustes).
+
+    Not for gradients: where singular values coincide, as in a matrix that is a rotation already, the SVD has none.
+    """
     u, _, vt = jnp.linalg.svd(matrix)
     sign = jnp.linalg.det(jnp.matmul(u, vt, precision=_HIGHEST))
     return jnp.matmul(u * jnp.stack([jnp.ones_like(sign), jnp.ones_like(sign), sign]), vt, precision=_HIGHEST)
