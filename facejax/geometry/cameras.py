@@ -27,7 +27,7 @@ def unproject(pixels: Float[Array, "*n 2"], depth: Float[Array, "*n"], camera: C
 
 
 def crop_camera(camera: Camera, crop: Float[Array, "4"], size: tuple[int, int]) -> Camera:
-    """Camera of an image cut out at `crop` = (left, top, width, height), pixels, resized to `size` = (height, width)."""
+    """Camera of the image at `crop` = (left, top, width, height), pixels, resized to `size` = (height, width)."""
     scale = jnp.stack([size[1] / crop[2], size[0] / crop[3]])
     return Camera(focal=camera.focal * scale, principal_point=(camera.principal_point - crop[:2]) * scale)
 
