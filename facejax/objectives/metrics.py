@@ -5,6 +5,7 @@ docstring says so report millimetres or per cent. All are pure; those on clips a
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -39,7 +40,8 @@ def _blur(image: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
     for axis, n in enumerate(image.shape[:2]):
         pad = [(5, 5) if i == axis else (0, 0) for i in range(3)]
         padded = jnp.pad(image, pad, mode="symmetric")
-        image = sum(float(t) * jax.lax.slice_in_dim(padded, i, i + n, axis=axis) for i, t in enumerate(tap))
+        terms = [float(t) * jax.lax.slice_in_dim(padded, i, i + n, axis=axis) for i, t in enumerate(tap)]
+        image = functools.reduce(jnp.add, terms)
     return image
 
 
@@ -141,7 +143,8 @@ def _closest_on_triangles(p: np.ndarray, a: np.ndarray, b: np.ndarray, c: np.nda
         return np.einsum("ij,ij->i", x, y)
 
     best, best_d2 = a.copy(), np.full(len(p), np.inf)
-    for start, end in ((a, b), (b, c), (c, a)):
+    edges = ((a, b), (b, c), (c, a))
+    for start, end in edges:
         edge = end - start
         along = np.clip(dot(p - start, edge) / np.maximum(dot(edge, edge), 1e-30), 0, 1)
         q = start + along[:, None] * edge
@@ -152,7 +155,7 @@ def _closest_on_triangles(p: np.ndarray, a: np.ndarray, b: np.ndarray, c: np.nda
     area2 = dot(normal, normal)
     foot = p - (dot(p - a, normal) / np.maximum(area2, 1e-30))[:, None] * normal
     inside = area2 > 1e-30
-    for start, end in ((a, b), (b, c), (c, a)):
+    for start, end in edges:
         inside &= dot(np.cross(end - start, foot - start), normal) >= 0
     best[inside] = foot[inside]
     return best
@@ -358,7 +361,7 @@ def peak_amplitude_and_lag(
         heights.append((signal[max(0, p - window) : p + window + 1].max() - signal[foot], truth[p] - truth[foot]))
     got, true = np.array(heights).T
 
-    shifts = np.arange(-max_lag, max_lag + 1)
+    shifts = range(-max_lag, max_lag + 1)
     n = len(truth)
     score = np.array(
         [correlation(signal[max(0, k) : n + min(0, k)], truth[max(0, -k) : n - max(0, k)]) for k in shifts]
