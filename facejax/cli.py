@@ -264,7 +264,7 @@ def use_compilation_cache() -> None:
 
     from facejax.data.assets import home
 
-    if jax.config.read("jax_compilation_cache_dir") is None:
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         folder = Path(home()) / "xla"
         try:
             folder.mkdir(parents=True, exist_ok=True)
