@@ -1,6 +1,7 @@
 """The doctor, and the LLVM check that stands between a user and a process that aborts."""
 
 import dataclasses
+import io
 import sys
 import types
 from pathlib import Path
@@ -39,7 +40,7 @@ def two_assets(monkeypatch):
 
 
 def shown(table) -> str:
-    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=200, record=True, file=io.StringIO())
     console.print(table)
     return console.export_text()
 
