@@ -1,7 +1,7 @@
-"""ICT-FaceKit light (MIT licence): from the distribution's `FaceXModel` folder of OBJ files to the arrays of a linear head.
+"""ICT-FaceKit light (MIT licence): from the distribution's `FaceXModel` folder to the arrays of a linear head.
 
-The distribution is one OBJ per shape, in centimetres, with the axes of our head frame already (+x the subject's left, +y up,
-+z out of the face). Vertex and polygon ranges of its parts, and the Multi-PIE landmark ids, are those of its README.
+The distribution is one OBJ per shape, in centimetres, with the axes of our head frame already (+x the subject's left,
++y up, +z out of the face). Vertex and polygon ranges of its parts, and the Multi-PIE landmark ids, are its README's.
 
 Li et al., Learning Formation of Physically-Based Face Attributes, CVPR 2020.
 """
@@ -15,8 +15,7 @@ from facejax.data.model_file import head_from_arrays
 from facejax.geometry.errors import InputError
 from facejax.models.morphable import MorphableHead
 
-COMMIT = "da5f95a607f5e6b37755b38d3385d7f2853732e5"
-SOURCE = f"https://github.com/ICT-VGL/ICT-FaceKit/tree/{COMMIT}/FaceXModel"
+SOURCE = "https://github.com/ICT-VGL/ICT-FaceKit/tree/da5f95a607f5e6b37755b38d3385d7f2853732e5/FaceXModel"
 LICENCE = "MIT"
 N_VERTICES, N_POLYGONS, N_IDENTITY = 26719, 26384, 100
 
@@ -48,10 +47,9 @@ TRACKING_PARTS = (
     "face", "head_neck", "mouth_socket", "eye_socket_left", "eye_socket_right", "gums_tongue", "teeth", "eyeball_left",
     "eyeball_right",
 )  # fmt: skip
-"""What an opaque renderer sees. The mouth socket is among them because the head has a hole behind the lips without it: an
-open mouth would show the inside of the nape, or the background. The inner eye shells are not: nothing opaque can show them
-through the outer ones, on which the iris is painted instead. Nor are tears, occlusion meshes and lashes, which need
-transparency."""
+"""What an opaque renderer sees. The mouth socket is among them because the head has a hole behind the lips without it:
+an open mouth would show the inside of the nape, or the background. The inner eye shells are not: they lie behind the
+outer ones, on which the iris is painted instead. Nor are tears, occlusion meshes and lashes: they need transparency."""
 
 _NARROW_FACE = 6706
 """Vertices before this one are the README's narrow face area."""
@@ -97,7 +95,7 @@ def _numbers(text: bytes, shape: tuple[int, int], what: str) -> np.ndarray:
 
 
 def read_obj_polygons(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(polygons, uv_polygons, uv) of an OBJ of triangles and quads: (F, 4) ids, a triangle repeating its last; (U, 2)."""
+    """(polygons, uv_polygons, uv) of an OBJ: (F, 4) ids, a triangle repeating its last corner; (U, 2)."""
     lines = _read_bytes(path).splitlines()
     uv_lines = [line.split()[1:3] for line in lines if line.startswith(b"vt ")]
     uv = _numbers(b" ".join(b" ".join(x) for x in uv_lines), (len(uv_lines), 2), f"{path}: its texture coordinates")
@@ -217,11 +215,15 @@ def part_vertices(name: str) -> slice:
     return slice(starts[i], starts[i + 1])
 
 
+def _swap_sides(name: str, left: str, right: str) -> str:
+    return name.replace(left, "#").replace(right, left).replace("#", right)
+
+
 def mirror_map(mean: np.ndarray, shapes: Mapping[str, np.ndarray], vertex_part: np.ndarray) -> np.ndarray:
     """(V,) id of each vertex's mirror image.
 
-    The nearest vertex to the mirrored one, in position and in how it moves with the mirrored expressions: vertices of the
-    two lips, or of lid and socket, coincide at rest and part when the face moves.
+    The nearest vertex to the mirrored one, in position and in how it moves with the mirrored expressions: vertices of
+    the two lips, or of lid and socket, coincide at rest and part when the face moves.
     """
     from scipy.spatial import cKDTree
 
@@ -241,19 +243,27 @@ def mirror_map(mean: np.ndarray, shapes: Mapping[str, np.ndarray], vertex_part: 
         "mouthSmileLeft",
         "mouthSmileRight",
     )
-    far = 1.0  # metres between parts: none is matched to another's mirror image
+    far = 1.0  # metres between parts, so that none is matched to the wrong one
     there = np.concatenate([mean, *(shapes[n] for n in chosen), far * vertex_part[:, None]], axis=1)
     here = np.concatenate(
-        [mean * flip, *(shapes[swap[n]] * flip for n in chosen), far * other[vertex_part][:, None]], axis=1
+        [
+            mean * flip,
+            *(shapes[_swap_sides(n, "Left", "Right")] * flip for n in chosen),
+            far * other[vertex_part][:, None],
+        ],
+        axis=1,
     )
     _, nearest = cKDTree(there).query(here)
     return nearest.astype(np.int32)
 
 
-_JAW = {  # the README's extended jawlines from the ear to the chin: the bone, where LANDMARKS68 follow the silhouette
-    "right": (1280, 1278, 1275, 1272, 1248, 12, 820, 1834, 1902, 243, 844, 781, 1673, 2199, 801, 1447, 800, 966),
-    "left": (3041, 3661, 3042, 4390, 3880, 3022, 3085, 2484, 4102, 4036, 3061, 2253, 3466, 3490, 3493, 3496, 3498, 966),
-}
+_JAW = (1280, 1278, 1275, 1272, 1248, 12, 820, 1834, 1902, 243, 844, 781, 1673, 2199, 801, 1447, 800, 966)
+"""The README's extended right jawline and the chin: the bone, where `LANDMARKS68` follow the silhouette."""
+_EAR_OUTLINE_UV = (
+    (-0.01, 0.48), (-0.01, 0.69), (0.04, 0.695), (0.075, 0.68), (0.09, 0.64), (0.095, 0.6), (0.1, 0.57), (0.105, 0.53),
+    (0.085, 0.49), (0.05, 0.465),
+)  # fmt: skip
+"""The right ear on the face's tile."""
 _NAPE_M = ((-0.12, -0.05), (-0.05, -0.045), (-0.005, -0.035))
 """(z, y) where the neck begins behind the ears."""
 _HAIRLINE_M = ((-0.06, -0.03), (-0.02, -0.012), (0.0, -0.004), (0.02, 0.012), (0.04, 0.03), (0.06, 0.05), (0.08, 0.066),
@@ -298,7 +308,8 @@ def region_masks(mean: np.ndarray, vertex_uv: np.ndarray, pivots: np.ndarray) ->
     points = mean[list(LANDMARKS68)]
     flat = vertex_uv[list(LANDMARKS68)]
 
-    in_ear = (np.abs(vertex_uv[:, 0] - 0.5) > 0.415) & (np.abs(vertex_uv[:, 1] - 0.59) < 0.125) & (face > 0)
+    folded = np.stack([0.5 - np.abs(vertex_uv[:, 0] - 0.5), vertex_uv[:, 1]], axis=1)  # both ears on one outline
+    in_ear = (face > 0) & (_signed_distance(folded, np.array(_EAR_OUTLINE_UV)) > 0)
     near_ear = _nearest_distance(mean, mean[in_ear])
     ears = skin * _smooth(near_ear, 0.008, 0.004) * _smooth(np.abs(x), 0.055, 0.065)
 
@@ -306,27 +317,25 @@ def region_masks(mean: np.ndarray, vertex_uv: np.ndarray, pivots: np.ndarray) ->
     behind = np.interp(y, hairline_y, hairline_z) - z
     scalp = skin * (1 - ears) * _smooth(behind, -0.006, 0.006) * _smooth(y, -0.065, -0.045)
 
-    jaw = mean[list(_JAW["right"])]
+    jaw = mean[list(_JAW)]
+    jaw = jaw[jaw[:, 1] < -0.025]  # the ascending branch, in front of the ear, bounds no neck
     line = np.concatenate([np.array(_NAPE_M), jaw[np.argsort(jaw[:, 2])][:, [2, 1]]])
     below = np.interp(z, line[:, 0], line[:, 1]) - y
     neck = skin * (1 - ears) * (1 - scalp) * _smooth(below, 0.0, 0.012)
 
-    lips = face * _smooth(_signed_distance(vertex_uv, flat[48:60]), -0.004, 0.004)
-    bridge, left, right, base = flat[27], flat[35], flat[31], flat[33]
-    nose_outline = np.array(
+    lips = face * _smooth(_signed_distance(vertex_uv, flat[48:60]), -0.007, 0.005)
+    top, middle, ala, base = flat[27], flat[29], flat[31], flat[33]
+    right_half = np.array(
         [
-            [bridge[0] - 0.022, bridge[1]],
-            [bridge[0] - 0.032, (bridge[1] + right[1]) / 2],
-            [right[0] - 0.045, right[1] + 0.045],
-            [right[0] - 0.045, right[1] - 0.005],
-            [base[0], base[1] - 0.012],
-            [left[0] + 0.045, left[1] - 0.005],
-            [left[0] + 0.045, left[1] + 0.045],
-            [bridge[0] + 0.032, (bridge[1] + left[1]) / 2],
-            [bridge[0] + 0.022, bridge[1]],
+            [top[0] - 0.02, top[1]],
+            [middle[0] - 0.032, middle[1]],
+            [ala[0] - 0.012, ala[1] + 0.04],
+            [ala[0] - 0.012, ala[1]],
+            [base[0] - 0.03, base[1] - 0.002],
         ]
     )
-    nose = face * _smooth(_signed_distance(vertex_uv, nose_outline), -0.012, 0.012)
+    nose_outline = np.concatenate([right_half, (right_half * [-1, 1] + [1, 0])[::-1]])
+    nose = face * _smooth(_signed_distance(vertex_uv, nose_outline), -0.006, 0.006)
     to_brow = np.minimum(_polyline_distance(mean, points[17:22]), _polyline_distance(mean, points[22:27]))
     brows = face * _smooth(to_brow, 0.0065, 0.0035)
     iris = np.maximum(*(_smooth(d, _IRIS_RADIUS_M + 3e-4, _IRIS_RADIUS_M - 3e-4) for d in _off_axis(mean, pivots)))
@@ -421,8 +430,8 @@ def _landmarks478() -> tuple[np.ndarray, np.ndarray]:
 def convert_facekit(folder: Path) -> dict[str, np.ndarray]:
     """The distribution's `FaceXModel` folder as arrays of a linear head (schema in `facejax.data.model_file`).
 
-    All 26,719 vertices stay, in their order, with a label of the part per vertex and triangle. Raises `InputError` for a
-    missing or damaged file. Takes about 5 s.
+    All 26,719 vertices stay, in their order, with a label of the part per vertex and triangle. Raises `InputError` for
+    a missing or damaged file. Takes 2 to 5 s.
     """
     folder = Path(folder)
     neutral_path = folder / "generic_neutral_mesh.obj"

@@ -39,6 +39,6 @@ def load_model(name_or_path: str | Path, parts: Sequence[str] | None = None) -> 
     near = difflib.get_close_matches(name.lower(), MODELS, n=1)
     meant = f" (did you mean {near[0]}?)" if near else ""
     raise InputError(
-        f"No model named {name!r}, nor a file or folder of that path{meant}: give {', '.join(MODELS)}, or the path of a "
-        "converted .npz or of ICT-FaceKit's FaceXModel folder; `facejax assets install ict-facekit` installs that one."
+        f"No model named {name!r}, nor a file or folder of that path{meant}: give {' or '.join(MODELS)} (installed by "
+        "`facejax assets install ict-facekit`), or the path of a converted .npz or of ICT-FaceKit's FaceXModel folder."
     )

@@ -1,12 +1,12 @@
 """The file of a linear head: one `.npz` of plain arrays, read whole and checked before it is used.
 
-Schema (`FORMAT_VERSION` 1; V vertices, I identity modes, E expressions, K skin modes, T triangles, U texture coordinates,
-P parts, R regions, N points; metres, head frame):
+Schema (`FORMAT_VERSION` 1; metres, head frame; V vertices, I identity modes, E expressions, K skin modes, T triangles,
+U texture coordinates, P parts, R regions):
 
 | key | shape | what |
 |---|---|---|
 | `format_version` | () int | 1 |
-| `name`, `source`, `licence`, `units` | () text | the head's name, where it came from (with the commit), its licence, "m" |
+| `name`, `source`, `licence`, `units` | () text | its name, origin with the commit, terms; "m" |
 | `mean`, `identity_basis`, `expression_basis` | (V, 3), (I, V, 3), (E, V, 3) float32 | see `MorphableParams` |
 | `expression_names` | (E,) text | ARKit's names where ARKit has the shape |
 | `skin_mean`, `skin_basis` | (V, 3), (K, V, 3) float32 | log albedo |
@@ -25,6 +25,7 @@ import hashlib
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -63,6 +64,10 @@ _SHAPES: Mapping[str, tuple[str | int, ...]] = {
     "face_part": ("T",),
     "default_parts": ("D",),
 }
+_PARAMS = (
+    "mean", "identity_basis", "expression_basis", "skin_mean", "skin_basis", "eye_weight", "eye_pivot",
+    "eye_pivot_basis", "specular", "roughness",
+)  # fmt: skip
 _TEXT = ("name", "source", "licence", "units")
 _INDEX_LIMITS = {  # arrays of ids, and the dimension that each must stay below
     "faces": "V",
@@ -155,17 +160,9 @@ def select_parts(arrays: Mapping[str, np.ndarray], parts: Sequence[str] | None) 
 def head_from_arrays(
     arrays: Mapping[str, np.ndarray], parts: Sequence[str] | None = None, sha256: str = ""
 ) -> MorphableHead:
-    """A head from arrays of the schema above; `parts` as in `select_parts`. The arrays are trusted: see `check_arrays`."""
+    """A head from arrays of the schema above; `parts` as in `select_parts`. Expects what `check_arrays` passes."""
     a = select_parts(arrays, parts)
-    params = MorphableParams(
-        **{
-            key: jnp.asarray(a[key], jnp.float32)
-            for key in (
-                "mean", "identity_basis", "expression_basis", "skin_mean", "skin_basis", "eye_weight", "eye_pivot",
-                "eye_pivot_basis", "specular", "roughness",
-            )
-        }
-    )  # fmt: skip
+    params = MorphableParams(**{key: jnp.asarray(a[key], jnp.float32) for key in _PARAMS})
     return MorphableHead(
         name=str(a["name"]),
         sha256=sha256,
@@ -193,7 +190,7 @@ def arrays_of_head(head: MorphableHead, source: str, licence: str) -> dict[str, 
         "source": np.array(source),
         "licence": np.array(licence),
         "units": np.array("m"),
-        **{key: np.asarray(getattr(p, key), np.float32) for key in p.__dataclass_fields__},
+        **{key: np.asarray(getattr(p, key), np.float32) for key in _PARAMS},
         "expression_names": np.array(head.expression_names, dtype=str),
         "faces": head.topology.faces,
         "uv": head.topology.uv,
@@ -213,14 +210,13 @@ def arrays_of_head(head: MorphableHead, source: str, licence: str) -> dict[str, 
 
 
 def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> Path:
-    """Check the arrays and write them to `path`, whole or not at all. Raises `InputError` if they or the folder are bad."""
+    """Check the arrays and write them to `path`, whole or not at all. Raises `InputError` where either is bad."""
     path = Path(path)
     check_arrays(arrays, f"the head to be written to {path}")
-    if "format_version" in arrays:
-        arrays = {k: v for k, v in arrays.items() if k != "format_version"}
+    everything: dict[str, Any] = {**arrays, "format_version": np.array(FORMAT_VERSION)}
     with atomic_write(path) as temporary, temporary.open("wb") as stream:
         # Uncompressed: 50 MB that read in a tenth of a second, where deflate saves a tenth of the size.
-        np.savez(stream, format_version=np.array(FORMAT_VERSION), **arrays)
+        np.savez(stream, **everything)
     return path
 
 
@@ -230,7 +226,7 @@ def save_head(path: str | Path, head: MorphableHead, *, source: str, licence: st
 
 
 def read_arrays(path: str | Path) -> tuple[dict[str, np.ndarray], str]:
-    """(arrays, sha256 of the file), checked. Raises `InputError` when the file is missing, damaged or of another kind."""
+    """(arrays, sha256 of the file), checked. Raises `InputError` for a missing or damaged file, or another kind."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"No head file at {path}: give the `.npz` of a converted head, or a model's name.")
