@@ -1,15 +1,21 @@
 """Where MediaPipe's 478 landmarks lie on a head: derived once per head, kept as a small table of barycentric points.
 
-MediaPipe's landmarks index its canonical face mesh, another person's face. `derive_landmarks` lays that mesh on a head:
-a similarity brings it near, curves of the head's own lid margins and lips pin the contours, and a Laplacian-regularised ICP
-pulls the rest to the skin. `refine_landmarks` then moves the points by what a real clip shows as a constant offset.
+MediaPipe's landmarks index its canonical face mesh, another person's face. `derive_landmarks` lays that mesh on a
+head: a similarity brings it near, curves of the head's own lid margins and lips pin the contours, and a
+Laplacian-regularised ICP pulls the rest to the skin. `refine_landmarks` then fits the head to detections of a real clip
+and moves the points by what stays constant over all its frames, smoothly over the face and the same on both sides.
 
-Needs scipy (extra `test`), as a developer's tool; users only read the tables.
+Needs scipy (extra `test`), as a developer's tool; users only read the tables. HEAD is what `load_model` takes; for
+ICT-FaceKit give its `FaceXModel` folder, so that all 26,719 vertices keep their numbers.
 
-    python -m facejax.data.correspondence HEAD --canonical canonical_face_model.obj --out facejax/data/tables/HEAD.npz
+    python -m facejax.data.correspondence HEAD --canonical canonical_face_model.obj \\
+        --out facejax/data/tables/HEAD.npz --detections clip_landmarks.npz
 """
 
+import argparse
 import dataclasses
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +23,13 @@ import numpy as np
 
 from facejax.geometry.errors import InputError
 from facejax.models import landmark_names as names
+from facejax.models.morphable import MorphableHead
 
 IRIS_RADIUS_M = 0.00585
 """Half the visible iris diameter of an adult, 11.7 mm, nearly the same in everybody."""
+
+IRIS_ASPECT = 0.88
+"""Height over width of the rings that MediaPipe draws around irises, measured on a real clip: lids cover the rest."""
 
 TABLES = Path(__file__).parent / "tables"
 
@@ -89,7 +99,10 @@ class _Surface:
     def closest(
         self, points: np.ndarray, normals: np.ndarray | None = None, candidates: int = 80
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(n,) row of the nearest triangle, (n, 3) weights, (n, 3) points; triangles that face away from `normals` count as 5 mm farther."""
+        """(n,) row of the nearest triangle, (n, 3) weights, (n, 3) points.
+
+        Triangles that face away from `normals` count as 5 mm farther.
+        """
         k = min(candidates, len(self.triangles))
         _, near = self.tree.query(points, k)
         near = near.reshape(len(points), k)
@@ -105,7 +118,7 @@ class _Surface:
 
 def _closest_weights(points: np.ndarray, corners: np.ndarray) -> np.ndarray:
     """Barycentric weights (..., 3) of the points of triangles (..., 3, 3) that are closest to points (..., 3)."""
-    points = np.broadcast_to(points, corners.shape[:-2] + (3,))
+    points = np.broadcast_to(points, (*corners.shape[:-2], 3))
     a, b, c = corners[..., 0, :], corners[..., 1, :], corners[..., 2, :]
     e0, e1, d = b - a, c - a, points - a
     g00, g01, g11 = (e0 * e0).sum(-1), (e0 * e1).sum(-1), (e1 * e1).sum(-1)
@@ -157,7 +170,7 @@ def _mesh_path(graph: Any, through: list[int]) -> list[int]:
     from scipy.sparse.csgraph import dijkstra
 
     path = [through[0]]
-    for start, end in zip(through[:-1], through[1:], strict=True):
+    for start, end in itertools.pairwise(through):
         _, before = dijkstra(graph, indices=start, return_predecessors=True, limit=0.1)
         leg = [end]
         while leg[-1] != start:
@@ -222,10 +235,11 @@ def derive_landmarks(
 ) -> LandmarkTable:
     """MediaPipe's 478 points on a left-right symmetric head.
 
-    mean: (V, 3) metres, head frame, mouth and eyes as in the neutral head. skin_triangles: (T, 3) ids into `mean`, the outer
-    skin only (no mouth cavity, eye sockets or eyeballs, or points will land there). landmarks68: (68,) vertex ids of iBUG's
-    landmarks; the inner lips' and the lids' must lie on the rims. canonical_*: from `read_canonical`. eyeball_triangles: the
-    outer surfaces of the subject's (left, right) eyeball, looking along +z. Raises InputError for seeds off the skin.
+    mean: (V, 3) metres, head frame, mouth and eyes as in the neutral head. skin_triangles: (T, 3) ids into `mean`, the
+    outer skin only (no mouth cavity, eye sockets or eyeballs, or points will land there). landmarks68: (68,) vertex ids
+    of iBUG's landmarks; the inner lips' and the lids' must lie on the rims. canonical_*: from `read_canonical`.
+    eyeball_triangles: the outer surfaces of the subject's (left, right) eyeball, looking along +z. Raises InputError for
+    seeds off the skin.
     """
     from scipy.sparse import diags, identity
     from scipy.sparse.linalg import splu
@@ -239,8 +253,10 @@ def derive_landmarks(
     graph = _edge_graph(mean, skin_triangles)
 
     seeds = mean[landmarks68]
-    usable = [k for k in range(17, 68)]
-    scale, rotation, shift = similarity(canonical_vertices[[names.IBUG68_FROM_MEDIAPIPE[k] for k in usable]], seeds[usable])
+    usable = list(range(17, 68))
+    scale, rotation, shift = similarity(
+        canonical_vertices[[names.IBUG68_FROM_MEDIAPIPE[k] for k in usable]], seeds[usable]
+    )
     start = scale * canonical_vertices @ rotation.T + shift
 
     weight, target = np.zeros(468), np.zeros((468, 3))
@@ -279,12 +295,11 @@ def derive_landmarks(
 def project_to_skin(
     points: np.ndarray, mean: np.ndarray, skin_triangles: np.ndarray, canonical_faces: np.ndarray
 ) -> LandmarkTable:
-    """The places on the skin nearest to (468, 3) points, upper lip to upper lip, lower to lower, by the way they face."""
+    """The places on the skin nearest to (468, 3) points: upper lip to upper lip, lower to lower, by how they face."""
     normals = _vertex_normals(points, open_faces(canonical_faces))
-    # A point of a rim faces both ways; half of its normal comes from the direction away from the opening.
-    for upper, lower in ((names.LIPS_INNER_UPPER, names.LIPS_INNER_LOWER),):
-        normals[list(upper[1:-1])] += 0.5 * np.array([0.0, -1.0, 0.0])
-        normals[list(lower[1:-1])] += 0.5 * np.array([0.0, 1.0, 0.0])
+    # The meeting lips' points face half into the opening.
+    normals[list(names.LIPS_INNER_UPPER[1:-1]), 1] -= 0.5
+    normals[list(names.LIPS_INNER_LOWER[1:-1]), 1] += 0.5
     normals /= np.linalg.norm(normals, axis=1, keepdims=True)
     surface = _Surface(mean, skin_triangles)
     row, weights, _ = surface.closest(points, normals)
@@ -294,40 +309,278 @@ def project_to_skin(
 def _iris(mean: np.ndarray, triangles: np.ndarray) -> LandmarkTable:
     """Centre and rim (subject's left, top, subject's right, bottom) of an iris on an eyeball that looks along +z.
 
-    The rim is where lines along z at 5.85 mm from the front pole meet the eyeball first. The centre is the mean of the rim's
-    top and bottom triangles' points: it lies in the iris, behind the cornea, and is no point of the surface.
+    The rim is where lines along z, beside the front pole, meet the eyeball first. The centre is a combination of three
+    vertices near the rim: it lies in the iris, behind the cornea, and is no point of the surface.
     """
     corners = mean[triangles]
-    pole = mean[triangles.ravel()[mean[triangles.ravel(), 2].argmax()]]
-    # The pole of a tessellated eyeball is one vertex of a flat ring: take the middle of everything within 0.1 mm of it.
-    cap = mean[np.unique(triangles)]
-    cap = cap[cap[:, 2] > pole[2] - 1e-4]
-    centre = (cap.min(0) + cap.max(0)) / 2
-    rims: list[tuple[np.ndarray, np.ndarray]] = []
+    used = np.unique(triangles)
+    cap = mean[
+        used[mean[used, 2] > mean[used, 2].max() - 1e-4]
+    ]  # the pole of a tessellated eyeball may be a small ring
+    centre = (cap.min(0) + cap.max(0))[:2] / 2
 
-    def hit(x: float, y: float) -> tuple[np.ndarray, np.ndarray]:
-        a, b, c = (corners[:, i, :2] - (x, y) for i in range(3))
-        cross = lambda p, q: p[:, 0] * q[:, 1] - p[:, 1] * q[:, 0]  # noqa: E731
-        w = np.stack([cross(b, c), cross(c, a), cross(a, b)], 1)
+    def hit(dx: float, dy: float) -> tuple[np.ndarray, np.ndarray]:
+        a, b, c = (corners[:, i, :2] - centre - IRIS_RADIUS_M * np.array([dx, dy]) for i in range(3))
+        areas = [p[:, 0] * q[:, 1] - p[:, 1] * q[:, 0] for p, q in ((b, c), (c, a), (a, b))]
+        w = np.stack(areas, axis=1)
         total = w.sum(1)
         w = w / np.where(np.abs(total) < 1e-14, np.inf, total)[:, None]
-        inside = (w > -1e-6).all(1) & (np.abs(w.sum(1) - 1) < 1e-6)
+        inside = (w > -1e-6).all(1) & (w.sum(1) > 0.5)
         if not inside.any():
-            raise InputError("An eyeball is smaller than an iris: expected the outer surface of an eye that looks along +z.")
-        depth = np.where(inside, (w * corners[:, :, 2]).sum(1), -np.inf)
-        best = int(depth.argmax())
-        return triangles[best], np.clip(w[best], 0, 1) / np.clip(w[best], 0, 1).sum()
+            raise InputError(
+                "An eyeball is smaller than an iris: expected the outer surface of an eye that looks along +z."
+            )
+        best = int(np.where(inside, (w * corners[:, :, 2]).sum(1), -np.inf).argmax())
+        weights = np.clip(w[best], 0, 1)
+        return triangles[best], weights / weights.sum()
 
-    for dx, dy in ((1, 0), (0, 1), (-1, 0), (0, -1)):
-        rims.append(hit(centre[0] + dx * IRIS_RADIUS_M, centre[1] + dy * IRIS_RADIUS_M))
-    ring = np.array([t[w.argmax()] for t, w in (hit(*(centre[:2] + IRIS_RADIUS_M * np.array([np.cos(v), np.sin(v)])))
-                                              for v in np.deg2rad([90, 210, 330]))])  # fmt: skip
-    # Weights of the three rim vertices that give the centre's x and y exactly.
-    system = np.vstack([mean[ring, :2].T, np.ones(3)])
-    middle = np.linalg.solve(system, np.array([centre[0], centre[1], 1.0]))
-    return LandmarkTable(
-        np.stack([ring, *(t for t, _ in rims)]), np.stack([middle, *(w for _, w in rims)])
-    )
+    rim = [hit(dx, dy * IRIS_ASPECT) for dx, dy in ((1, 0), (0, 1), (-1, 0), (0, -1))]
+    around = [hit(np.cos(angle), np.sin(angle)) for angle in np.radians([90, 210, 330])]
+    ring = np.array([ids[weights.argmax()] for ids, weights in around])
+    middle = np.linalg.solve(np.vstack([mean[ring, :2].T, np.ones(3)]), np.append(centre, 1.0))
+    return LandmarkTable(np.stack([ring, *(t for t, _ in rim)]), np.stack([middle, *(w for _, w in rim)]))
+
+
+def outer_shell(mean: np.ndarray, triangles: np.ndarray) -> np.ndarray:
+    """Of an eyeball's triangles, those joined to its foremost vertex: the shell that is seen."""
+    from scipy.sparse.csgraph import connected_components
+
+    _, label = connected_components(_edge_graph(mean, triangles), directed=False)
+    used = np.unique(triangles)
+    return triangles[label[triangles[:, 0]] == label[used[mean[used, 2].argmax()]]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class HeadShapes:
+    """What `refine_landmarks` needs of a linear head, metres, head frame."""
+
+    mean: np.ndarray
+    """(V, 3)"""
+    identity: np.ndarray
+    """(I, V, 3) per standard deviation."""
+    expression: np.ndarray
+    """(E, V, 3) at activation 1; irises must not move with it."""
+    eye_pivot: np.ndarray
+    """(2, 3) centres of the (left, right) eyeball."""
+    eye_pivot_basis: np.ndarray
+    """(I, 2, 3)"""
+
+
+class DetectionFit:
+    """Identity, focal length, and per frame pose, expression and gaze that explain detected landmarks, by Gauss-Newton.
+
+    A small least-squares tracker in numpy, for tables alone: frames are eliminated by Schur complement, so 40 frames
+    take 0.1 s per step. detections: (F, 478, 3) pixels, z as MediaPipe gives it (used to start the pose). The camera's
+    principal point is the middle of `image_size` (width, height). Identity and expression have Gaussian priors,
+    activations below 0 cost 20 times as much.
+    """
+
+    def __init__(self, table: LandmarkTable, head: HeadShapes, detections: np.ndarray, image_size: Sequence[float]):
+        self.table, self.head = table, head
+        self.mean, self.identity = table.on(head.mean), table.on(head.identity)
+        self.expression = table.on(head.expression)
+        self.expression[:, 468:] = 0  # irises move by gaze
+        self.observed = np.asarray(detections, np.float64)[..., :2]
+        self.centre = np.asarray(image_size, np.float64) / 2
+        frames = len(detections)
+        outer = np.linalg.norm(self.observed[:, 33] - self.observed[:, 263], axis=-1)
+        self.eye_distance_px = float(outer.mean())
+        self.sigma = 0.0075 * self.eye_distance_px
+        self.focal = 2.4 * float(max(image_size))
+        self.shape = np.zeros(len(self.identity))
+        self.activations = np.zeros((frames, len(self.expression)))
+        self.gaze = np.zeros((frames, 2, 2))
+        self.rotation, self.translation = np.zeros((frames, 3, 3)), np.zeros((frames, 3))
+        flip = np.diag([1.0, -1.0, -1.0])
+        for i, seen in enumerate(np.asarray(detections, np.float64)):
+            scale, turn, _ = similarity(self.mean[:468], seen[:468] @ flip)
+            self.rotation[i] = flip @ turn
+            middle = self.rotation[i] @ self.mean[:468].mean(0)
+            offset = (seen[:468, :2].mean(0) - self.centre) / scale
+            self.translation[i] = [*(offset - middle[:2]), self.focal / scale]
+
+    def points(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """Points of frame i in the head frame (478, 3); their derivative by (left, right) (yaw, pitch) (478, 3, 4)."""
+        p = (
+            self.mean
+            + np.tensordot(self.shape, self.identity, 1)
+            + np.tensordot(self.activations[i], self.expression, 1)
+        )
+        by_gaze = np.zeros((478, 3, 4))
+        for side, iris in enumerate((slice(473, 478), slice(468, 473))):
+            pivot = self.head.eye_pivot[side] + np.tensordot(self.shape, self.head.eye_pivot_basis[:, side], 1)
+            (cy, cp), (sy, sp) = np.cos(self.gaze[i, side]), np.sin(self.gaze[i, side])
+            yaw = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
+            turn = yaw @ np.array([[1, 0, 0], [0, cp, sp], [0, -sp, cp]])
+            moved = (p[iris] - pivot) @ turn.T
+            p[iris] = pivot + moved
+            by_gaze[iris, :, 2 * side] = np.cross([0.0, 1.0, 0.0], moved)
+            by_gaze[iris, :, 2 * side + 1] = np.cross(yaw @ [-1.0, 0.0, 0.0], moved)
+        return p, by_gaze
+
+    def projection(self, p: np.ndarray, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of points (n, 3) in frame i: camera frame (n, 3), pixels (n, 2), d pixels / d camera frame (n, 2, 3)."""
+        c = p @ self.rotation[i].T + self.translation[i]
+        inverse = self.focal / c[:, 2]
+        d = np.zeros((len(c), 2, 3))
+        d[:, 0, 0] = d[:, 1, 1] = inverse
+        d[:, :, 2] = -c[:, :2] / c[:, 2:] * inverse[:, None]
+        return c, c[:, :2] * inverse[:, None] + self.centre, d
+
+    def residuals(self) -> np.ndarray:
+        """(F, 478, 2) pixels, detected minus modelled."""
+        frames = range(len(self.observed))
+        return np.stack([self.observed[i] - self.projection(self.points(i)[0], i)[1] for i in frames])
+
+    def step(self, identity_weight: float, expression_weight: float, free_focal: bool) -> None:
+        """One Gauss-Newton step on all variables."""
+        n_frames, n_id, n_ex = len(self.observed), len(self.shape), len(self.expression)
+        hessian, gradient, frames = np.zeros((n_id + 1,) * 2), np.zeros(n_id + 1), []
+        for i in range(n_frames):
+            p, by_gaze = self.points(i)
+            c, pixels, d = self.projection(p, i)
+            d_head = d @ self.rotation[i]
+            r = self.observed[i] - pixels
+            weight = 1 / (self.sigma * np.sqrt(1 + np.sum(r**2, axis=1) / (8 * self.sigma) ** 2))
+            x, y, z = (c - self.translation[i]).T
+            o = np.zeros_like(x)
+            turning = np.stack([np.stack([o, z, -y], 1), np.stack([-z, o, x], 1), np.stack([y, -x, o], 1)], axis=1)
+            depth = d[:, :, 2:] * self.translation[i, 2]  # the focal length takes the distance with it: the size stays
+            by_shared = np.concatenate(
+                [d_head @ self.identity.transpose(1, 2, 0), (pixels - self.centre)[..., None] + depth], axis=2
+            )
+            by_frame = np.concatenate(
+                [d @ turning, 0.1 * d, d_head @ self.expression.transpose(1, 2, 0), d_head @ by_gaze], axis=2
+            )
+            a = (by_shared * weight[:, None, None]).reshape(956, -1)
+            b = (by_frame * weight[:, None, None]).reshape(956, -1)
+            rr = (r * weight[:, None]).ravel()
+            activation = self.activations[i]
+            outside = np.where(activation < 0, 20.0, np.where(activation > 1, 3.0, 1.0))
+            prior = np.concatenate([np.full(6, 1e-3), expression_weight * outside, np.ones(4)])
+            at = np.concatenate([np.zeros(6), activation, self.gaze[i].ravel()])
+            inner = np.linalg.inv(b.T @ b + np.diag(prior))
+            g, cross = b.T @ rr - prior * at, a.T @ b
+            frames.append((inner, g, cross))
+            hessian += a.T @ a - cross @ inner @ cross.T
+            gradient += a.T @ rr - cross @ inner @ g
+        prior = np.append(np.full(n_id, identity_weight * n_frames), n_frames if free_focal else 1e12)
+        step = np.linalg.solve(hessian + np.diag(prior), gradient - prior * np.append(self.shape, 0.0))
+        step[-1] = np.clip(step[-1], -0.3, 0.3)
+        self.shape = self.shape + step[:-1]
+        self.focal *= float(np.exp(step[-1]))
+        self.translation[:, 2] *= np.exp(step[-1])
+        for i, (inner, g, cross) in enumerate(frames):
+            own = inner @ (g - cross.T @ step)
+            self.rotation[i] = _rotation(own[:3]) @ self.rotation[i]
+            self.translation[i] += 0.1 * own[3:6]
+            self.activations[i] += own[6 : 6 + n_ex]
+            self.gaze[i] += own[6 + n_ex :].reshape(2, 2)
+
+    def run(self, steps: int = 11) -> "DetectionFit":
+        """Fit: three stiff steps, then free ones, the focal length included."""
+        for k in range(steps):
+            stiff = k < 3
+            self.step(20.0 if stiff else 1.0, 200.0 if stiff else 20.0, free_focal=not stiff)
+        return self
+
+
+def _rotation(v: np.ndarray) -> np.ndarray:
+    angle = float(np.linalg.norm(v))
+    k = np.array([[0, -v[2], v[1]], [v[2], 0, -v[0]], [-v[1], v[0], 0]])
+    if angle < 1e-8:
+        return np.eye(3) + k
+    return np.eye(3) + np.sin(angle) / angle * k + (1 - np.cos(angle)) / angle**2 * k @ k
+
+
+def _fit_canonical(table: LandmarkTable, head: HeadShapes, canonical: np.ndarray, steps: int = 8) -> np.ndarray:
+    """(468, 3) metres, what is left when the head's identity and expressions are fitted to the canonical mesh in 3D."""
+    mean = table.on(head.mean)[:468]
+    basis = np.concatenate([table.on(head.identity)[:, :468], table.on(head.expression)[:, :468]])
+    n_id = len(head.identity)
+    a = basis.reshape(len(basis), -1).T / 0.0008
+    code = np.zeros(len(basis))
+    target = mean
+    for _ in range(steps):
+        scale, rotation, shift = similarity(mean + np.tensordot(code, basis, 1), canonical)
+        target = (canonical - shift) @ rotation / scale
+        prior = np.concatenate([np.ones(n_id), np.where(code[n_id:] < 0, 500.0, 5.0)])
+        code = np.linalg.solve(a.T @ a + np.diag(prior), a.T @ (target - mean).ravel() / 0.0008)
+    return target - mean - np.tensordot(code, basis, 1)
+
+
+def error_groups(fit: DetectionFit) -> dict[str, tuple[float, float]]:
+    """Per group of landmarks, per cent of the outer-eye distance: mean error, mean length of the constant offset."""
+    r = fit.residuals() / fit.eye_distance_px * 100
+    groups = {
+        "inner face": names.INNER_FACE, "lips": names.LIPS, "lids": (*names.EYE_LEFT, *names.EYE_RIGHT),
+        "brows": (*names.BROW_LEFT, *names.BROW_RIGHT), "nose": names.NOSE, "oval": names.FACE_OVAL,
+        "irises": (*names.IRIS_RIGHT, *names.IRIS_LEFT),
+    }  # fmt: skip
+    length = np.linalg.norm(r, axis=-1).mean(0)
+    offset = np.linalg.norm(r.mean(0), axis=-1)
+    return {k: (float(length[list(v)].mean()), float(offset[list(v)].mean())) for k, v in groups.items()}
+
+
+def refine_landmarks(
+    table: LandmarkTable,
+    head: HeadShapes,
+    skin_triangles: np.ndarray,
+    detections: np.ndarray,
+    image_size: Sequence[float],
+    canonical_vertices: np.ndarray,
+    canonical_faces: np.ndarray,
+    rounds: int = 8,
+    damping: float = 0.7,
+    smoothness: float = 0.25,
+    canonical_weight: float = 0.05,
+) -> LandmarkTable:
+    """Move the points along the skin until a real clip shows no constant offsets.
+
+    Each round fits the head to detections (F, 478, 3), some 40 frames of varied pose, and solves for one displacement
+    per point in its tangent plane: least squares over the frames and, with `canonical_weight`, over the canonical mesh
+    as a second person. `smoothness` weighs the Laplacian of the displacements, and mirrored points share theirs: what
+    remains of one person's own shape, beyond the identity modes, should not enter the table.
+    """
+    from scipy.sparse import block_diag, csr_matrix, identity, kron
+    from scipy.sparse.linalg import spsolve
+
+    mirror, flip = names.MIRROR478[:468], np.array([-1.0, 1.0, 1.0])
+    laplacian = mesh_laplacian(open_faces(canonical_faces), 468)
+    stiff = smoothness * kron(laplacian.T @ laplacian, identity(3)) + 0.05 * identity(3 * 468)
+    points = table.on(head.mean)[:468]
+    for _ in range(rounds):
+        fit = DetectionFit(table, head, detections, image_size).run()
+        residual = fit.residuals()[:, :468]
+        corners = head.mean[table.triangles[:468]]
+        normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+        normal /= np.linalg.norm(normal, axis=1, keepdims=True)
+        tangent = np.eye(3) - normal[:, :, None] * normal[:, None, :]
+        information, pull = np.zeros((468, 3, 3)), np.zeros((468, 3))
+        for i, r in enumerate(residual):
+            c, _, d = fit.projection(fit.points(i)[0][:468], i)
+            q = d @ fit.rotation[i] @ tangent
+            ray = c / np.linalg.norm(c, axis=1, keepdims=True)
+            seen = np.clip(
+                -np.sum(normal @ fit.rotation[i].T * ray, axis=1), 0.1, 1
+            )  # points that face away say little
+            information += np.einsum("n,nki,nkj->nij", seen, q, q)
+            pull += np.einsum("n,nki,nk->ni", seen, q, r)
+        scale = len(residual) * (fit.focal / np.mean(fit.translation[:, 2] - 0.1)) ** 2  # per frame, in metres
+        information = information / scale + canonical_weight * tangent
+        left = _fit_canonical(table, head, canonical_vertices)
+        pull = pull / scale + canonical_weight * np.einsum("nij,nj->ni", tangent, left)
+        information = (information + flip[:, None] * information[mirror] * flip) / 2
+        pull = (pull + pull[mirror] * flip) / 2
+        system = csr_matrix(block_diag(list(information)) + stiff)
+        points = points + damping * spsolve(system.tocsc(), pull.ravel()).reshape(468, 3)
+        found = project_to_skin(_mirrored_mean(points, mirror), head.mean, skin_triangles, canonical_faces)
+        points = found.on(head.mean)
+        table = LandmarkTable(
+            np.concatenate([found.triangles, table.triangles[468:]]),
+            np.concatenate([found.weights, table.weights[468:]]),
+        )
+    return table
 
 
 def save_table(path: str | Path, table: LandmarkTable) -> None:
@@ -337,3 +590,55 @@ def save_table(path: str | Path, table: LandmarkTable) -> None:
         landmarks478_triangles=table.triangles.astype(np.int32),
         landmarks478_weights=table.weights.astype(np.float32),
     )
+
+
+def head_parts(head: MorphableHead) -> tuple[HeadShapes, np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """Of a head: its shapes, the triangles of its skin, the vertices nearest its iBUG points, both eyeballs' shells."""
+    p = head.params
+    shapes = HeadShapes(
+        *(
+            np.asarray(a, np.float64)
+            for a in (p.mean, p.identity_basis, p.expression_basis, p.eye_pivot, p.eye_pivot_basis)
+        )
+    )
+    faces = head.topology.faces
+    inside = np.maximum.reduce([np.asarray(head.regions[k]) for k in ("eyeballs", "eye_sockets", "teeth", "gums")])
+    skin = faces[((np.asarray(head.regions["skin"]) > 0.5) & (inside < 0.5))[faces].all(1)]
+    table = head.landmarks68
+    vertices68 = table.triangles[np.arange(68), table.weights.argmax(1)]
+    turns = np.asarray(p.eye_weight) > 0.5
+    left, right = (outer_shell(shapes.mean, faces[turns[:, side][faces].all(1)]) for side in range(2))
+    return shapes, skin, vertices68, (left, right)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command in the module's docstring."""
+    from facejax.data.load import load_model
+
+    parser = argparse.ArgumentParser(description="Derive where MediaPipe's 478 landmarks lie on a head.")
+    parser.add_argument("head", help="what `load_model` takes: a name, a converted .npz, or a FaceXModel folder")
+    parser.add_argument("--canonical", required=True, help="MediaPipe's canonical_face_model.obj")
+    parser.add_argument("--out", required=True, help="table to write, .npz")
+    parser.add_argument(
+        "--detections", help="landmarks of a real clip, .npz with `landmarks` (F, 478, 3) and `image_size`"
+    )
+    parser.add_argument("--frames", type=int, default=40, help="how many frames of it, spread evenly")
+    options = parser.parse_args(arguments)
+    head = load_model(options.head, None if options.head == "generic" else ("all",))
+    shapes, skin, vertices68, eyeballs = head_parts(head)
+    canonical_vertices, canonical_faces = read_canonical(options.canonical)
+    table = derive_landmarks(shapes.mean, skin, vertices68, canonical_vertices, canonical_faces, eyeballs)
+    if options.detections:
+        with np.load(options.detections) as data:
+            landmarks, size = data["landmarks"], data["image_size"]
+        landmarks = landmarks[np.isfinite(landmarks).all(axis=(1, 2))]
+        chosen = landmarks[np.linspace(0, len(landmarks) - 1, min(options.frames, len(landmarks))).astype(int)]
+        print("per cent of the outer-eye distance: mean error, constant offset")
+        print("before", error_groups(DetectionFit(table, shapes, chosen, size).run()))
+        table = refine_landmarks(table, shapes, skin, chosen, size, canonical_vertices, canonical_faces)
+        print("after ", error_groups(DetectionFit(table, shapes, chosen, size).run()))
+    save_table(options.out, table)
+
+
+if __name__ == "__main__":
+    main()
