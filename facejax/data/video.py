@@ -462,7 +462,7 @@ def _to_rgb(frame: Any, max_side: int | None) -> np.ndarray:
 
 
 def _exact(interpolation: str) -> Any:
-    """swscale flags for an unbiased conversion: the default truncates, which darkens yuv420p by 1 to 1.5 of 255 levels."""
+    """swscale flags for an unbiased conversion: its default truncates, darkening yuv420p by 1 to 1.5 levels of 255."""
     from av.video.reformatter import Interpolation
 
     flags = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
