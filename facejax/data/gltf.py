@@ -89,7 +89,7 @@ class _Document:
     def sparse_accessor(self, array: Float32[np.ndarray, "n 3"], moved: Bool[np.ndarray, "n"]) -> int:
         """Displacements that are zero but for the `moved` rows, of which only those are stored."""
         if moved.mean() > 0.7:  # ids and values would be larger than the values alone
-            return self.accessor(array, bounds=True)
+            return self.accessor(array, bounds=True, target=_ARRAY_BUFFER)
         ids, values = np.flatnonzero(moved), np.where(moved[:, None], array, 0).astype(np.float32)
         wide = len(array) > 0xFFFF
         sparse = {
