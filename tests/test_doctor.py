@@ -28,6 +28,8 @@ def two_assets(monkeypatch):
         installed: bool
         path: Path
         licence: str
+        size: int = 3_700_000
+        source: str = "https://example.org/models"
 
     module = types.SimpleNamespace(
         list_assets=lambda: [
@@ -146,7 +148,9 @@ def test_asset_table(two_assets):
     text = shown(doctor.asset_table())
     assert "/cache/ict" in text
     assert "MIT" in text
-    assert "facejax assets install face-landmarker" in text
+    assert "https://example.org/models (3.7 MB)" in text
+    assert "get it: facejax assets install face-landmarker" in text
+    assert "generic" in text
 
 
 def test_codecs_of_this_installation():

@@ -75,9 +75,14 @@ def asset_table() -> "Table":
     table = Table()
     for column in ("asset", "state", "licence", "where"):
         table.add_column(column, overflow="fold")
+    table.add_row("generic", "built in", "Apache-2.0", "facejax itself")
     for asset in list_assets():
-        where = str(asset.path) if asset.installed else f"facejax assets install {asset.name}"
-        table.add_row(asset.name, "installed" if asset.installed else "not installed", asset.licence, _plain(where))
+        if asset.installed:
+            state, where = "installed", str(asset.path)
+        else:
+            state = "not installed"
+            where = f"{asset.source} ({asset.size / 1e6:.1f} MB)\nget it: facejax assets install {asset.name}"
+        table.add_row(asset.name, state, asset.licence, _plain(where))
     return table
 
 
