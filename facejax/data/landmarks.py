@@ -36,6 +36,7 @@ MAX_SEARCH_SIDE = (
 )
 MIN_TILE = 160
 VIEW_FACTOR = 3.0  # side of the view over that of the face's box
+TIGHT_FACTOR = 1.6  # the same, where a neighbour stands close
 WARM_UP = 4  # frames that a new view's tracker sees beforehand, so that its filter has settled
 TILES_A_FRAME = 24  # searched in each frame while the face is lost; a full search of 1080p is 150 tiles, half a second
 
@@ -316,7 +317,12 @@ class _Follower:
                 return None
             self._set_view(face.box, frame, alone=not self._others)
             # The tracker's own first result, where it has one, so that what follows is of one make.
-            face = self._track(frame, time, face.box) or face
+            tracked = self._track(frame, time, face.box)
+            if tracked is None and self._others:  # it took a neighbour: show it less of them
+                self._drop_tracker()
+                self._view = _view_around(face.box, (frame.shape[1], frame.shape[0]), TIGHT_FACTOR)
+                tracked = self._track(frame, time, face.box)
+            face = tracked or face
         elif self._needs_new_view(face.box, frame):
             self._drop_tracker()
             self._set_view(face.box, frame, alone=self._whole)
@@ -379,6 +385,10 @@ class _Follower:
             faces = _search(self._finder, frame, self._likely_views(frame))
             if faces:
                 return self._returned(number, faces)
+        if self._last is not None and self._others:
+            near = [face for face in _search(self._finder, frame, self._likely_views(frame)[:1]) if self._is_mine(face)]
+            if near:
+                return self._returned(number, near)
         if self._lost_for < 3:
             faces = _search_everywhere(self._finder, frame)
         else:
@@ -392,9 +402,9 @@ class _Follower:
     def _likely_views(self, frame: np.ndarray) -> list[np.ndarray]:
         size = (frame.shape[1], frame.shape[0])
         whole = np.asarray([0, 0, *size])
-        return (
-            [whole] if self._last is None else [*(_view_around(self._last, size, f) for f in (VIEW_FACTOR, 6.0)), whole]
-        )
+        if self._last is None:
+            return [whole]
+        return [_view_around(self._last, size), _view_around(self._last, size, 2 * VIEW_FACTOR), whole]
 
     def _next_tiles(self, frame: np.ndarray) -> list[np.ndarray]:
         """Some of the frame's tiles, others in each frame: what searching all would cost is spread over time."""
@@ -443,10 +453,17 @@ class _Follower:
                 self._others[i - 1] = faces[j].box
         return faces[owner[0]]
 
+    def _is_mine(self, face: _Face) -> bool:
+        """Whether this is where ours was last seen, and nobody else was."""
+        assert self._last is not None
+        distance = _distance(face.box, self._last)
+        return distance < 0.5 and all(distance < _distance(face.box, other) for other in self._others)
+
     def _returned(self, number: int, faces: list[_Face]) -> _Face | None:
         last = self._last
         assert last is not None
-        mine = self._mine_among(faces) if self._others else min(faces, key=lambda face: _distance(face.box, last))
+        sure = [face for face in faces if self._is_mine(face)] or ([] if self._others else faces)
+        mine = min(sure, key=lambda face: _distance(face.box, last)) if sure else self._mine_among(faces)
         if mine is not None and self._lost_for:
             self.notes.append(f"no face in {_span(number - self._lost_for, number - 1)}")
         return mine
@@ -484,9 +501,8 @@ def detect_landmarks(
     blendshapes = np.full((count, N_BLENDSHAPES), np.nan, np.float32)
     boxes = np.full((count, 4), np.nan, np.float32)
     follower = _make_follower(model, face, smoothing)
-    max_side = min(video.max_side or MAX_SEARCH_SIDE, MAX_SEARCH_SIDE)
     try:
-        for i, frame in enumerate(video.frames(max_side=max_side)):
+        for i, frame in enumerate(video.frames(max_side=MAX_SEARCH_SIDE)):
             found = follower(i, frame, float(video.time[i] - video.time[0]))
             if found is not None:
                 scale = np.asarray([width / frame.shape[1], height / frame.shape[0]])
@@ -559,10 +575,10 @@ def load_landmarks(
     source_frames: int | None = None,
     first: int = 0,
 ) -> Landmarks:
-    """Landmarks from an .npz: `landmarks` (frames, 478, 2 or 3) in the video's pixels, NaN for missing points or frames.
+    """Landmarks from an .npz: `landmarks` (frames, 478, 2 or 3) in the video's pixels, NaN for points or frames missing.
 
     Optional arrays: `blendshapes` (frames, 52), `blendshape_names`, `image_size` [width, height], `confidence` (frames,
-    478), `box` (frames, 4). A file for a whole source of `source_frames` frames serves the range from frame `first`, too.
+    478), `box` (frames, 4). A file for a whole source of `source_frames` frames serves a range from `first` too.
     Raises InputError if the file does not fit the video.
     """
     file = Path(path).expanduser()
@@ -578,7 +594,7 @@ def load_landmarks(
     xyz = arrays["landmarks"]
     if xyz.ndim != 3 or xyz.shape[1] != N_POINTS or xyz.shape[2] not in (2, 3) or xyz.dtype.kind not in "fiu":
         raise InputError(
-            f"`landmarks` in {file} must be (frames, {N_POINTS}, 2 or 3) numbers, and are {xyz.shape} {xyz.dtype}."
+            f"`landmarks` in {file} must be (frames, {N_POINTS}, 2 or 3) numbers, not {xyz.shape} {xyz.dtype}."
         )
     rows = slice(first, first + n_frames) if len(xyz) == source_frames else slice(None)
     total = len(xyz)
