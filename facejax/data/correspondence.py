@@ -28,8 +28,8 @@ from facejax.models.morphable import MorphableHead
 IRIS_RADIUS_M = 0.00585
 """Half the visible iris diameter of an adult, 11.7 mm, nearly the same in everybody."""
 
-IRIS_ASPECT = 0.88
-"""Height over width of the rings that MediaPipe draws around irises, measured on a real clip: lids cover the rest."""
+IRIS_ASPECT = 0.85
+"""Height over width of the rings that MediaPipe draws around irises, as measured on three people."""
 
 TABLES = Path(__file__).parent / "tables"
 
@@ -238,8 +238,8 @@ def derive_landmarks(
     mean: (V, 3) metres, head frame, mouth and eyes as in the neutral head. skin_triangles: (T, 3) ids into `mean`, the
     outer skin only (no mouth cavity, eye sockets or eyeballs, or points will land there). landmarks68: (68,) vertex ids
     of iBUG's landmarks; the inner lips' and the lids' must lie on the rims. canonical_*: from `read_canonical`.
-    eyeball_triangles: the outer surfaces of the subject's (left, right) eyeball, looking along +z. Raises InputError for
-    seeds off the skin.
+    eyeball_triangles: the outer surfaces of the subject's (left, right) eyeball, looking along +z. Raises InputError
+    for seeds off the skin.
     """
     from scipy.sparse import diags, identity
     from scipy.sparse.linalg import splu

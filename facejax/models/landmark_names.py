@@ -1,9 +1,9 @@
 """Which of MediaPipe's 478 landmarks are what: index tables for fitting, metrics and correspondences.
 
-Left and right are the SUBJECT's: in a face that looks at the camera, the right eye (33, 133, iris 468) is on the image's
-left. Contours run from the corner nearer the image's left to the one on the right. MediaPipe publishes the connectivity
-(`FaceLandmarksConnections`); the numbers are facts of its canonical mesh, checked against that mesh and a real clip in
-`tests/test_correspondence.py`.
+Left and right are the SUBJECT's: in a face that looks at the camera, the right eye (33, 133, iris 468) is on the left
+of the image. Contours run from the corner nearer the image's left to the one on the right. MediaPipe publishes the
+connectivity (`FaceLandmarksConnections`); the numbers are facts of its canonical mesh, checked against that mesh and a
+real clip in `tests/test_correspondence.py`.
 """
 
 import numpy as np
@@ -50,7 +50,7 @@ LIPS_INNER = (*LIPS_INNER_UPPER, *LIPS_INNER_LOWER[-2:0:-1])
 LIPS = (*LIPS_OUTER, *LIPS_INNER)
 """Both contours of the lips (40 points): what `lips` means in an error."""
 LIP_GAP_PAIRS = tuple(zip(LIPS_INNER_UPPER[1:-1], LIPS_INNER_LOWER[1:-1], strict=True))
-"""(upper, lower) points of the inner lips that face each other: their distances are the lip gap; 13, 14 in the middle."""
+"""(upper, lower) points of the inner lips that face each other: their distances are the lip gap; 13, 14: the middle."""
 MOUTH_CORNERS = (61, 291)
 """Outer corners of the mouth, (right, left)."""
 
