@@ -575,7 +575,7 @@ def load_landmarks(
     source_frames: int | None = None,
     first: int = 0,
 ) -> Landmarks:
-    """Landmarks from an .npz: `landmarks` (frames, 478, 2 or 3) in the video's pixels, NaN for points or frames missing.
+    """Landmarks from an .npz: `landmarks` (frames, 478, 2 or 3), pixels of the video, NaN where a point is missing.
 
     Optional arrays: `blendshapes` (frames, 52), `blendshape_names`, `image_size` [width, height], `confidence` (frames,
     478), `box` (frames, 4). A file for a whole source of `source_frames` frames serves a range from `first` too.

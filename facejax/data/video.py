@@ -455,6 +455,8 @@ def _to_rgb(frame: Any, max_side: int | None) -> np.ndarray:
     # Untagged files: players take the HD matrix (BT.709) from 720 lines on, swscale would take the SD one (BT.601).
     untagged = int(frame.colorspace) == 2 and not frame.format.is_rgb
     extra: dict[str, Any] = {"src_colorspace": "ITU709"} if untagged and min(frame.width, frame.height) >= 720 else {}
+    if frame.format.name.startswith("gray") and int(frame.color_range) != 1:
+        extra["src_color_range"] = "JPEG"  # greyscale spans the full range unless it is tagged as limited
     scaled = (width, height) != (frame.width, frame.height)
     return frame.reformat(
         width, height, "rgb24", interpolation=_exact("AREA" if scaled else "BILINEAR"), **extra
@@ -705,7 +707,7 @@ def load_masks(folder: str | os.PathLike[str], video: Video) -> Masks:
 
 def write_video(
     path: str | os.PathLike[str],
-    frames: Iterable[Rgb],
+    frames: Iterable[np.ndarray],
     fps: float | None = None,
     *,
     time: Float[np.ndarray, " frames"] | None = None,
@@ -718,7 +720,8 @@ def write_video(
     frames: (height, width, 3) uint8, all of one size; odd sizes are padded by one repeated row or column.
     fps, or time: a constant rate, or the presentation time of each frame in seconds (the first is shown at zero).
     audio_from: a file whose first sound track is kept, copied as it is where MP4 can hold it, else as AAC.
-    audio_range: (from, to) seconds of its sound, on the clock of `Video.time`; all of it by default.
+    audio_range: (from, to) seconds of its sound, on the clock of `Video.time`; by default from its beginning.
+    It ends with the pictures.
     Returns notes for a person: another encoder than H.264, sound that could not be kept.
     Raises InputError if nothing can be written there, or there is no frame.
     """
@@ -762,7 +765,7 @@ def _write_mp4(
 ) -> tuple[str, ...]:
     import av
 
-    clock = 90_000
+    clock = 60_000  # ticks a second: whole for 24, 25, 30, 50, 60 and 30/1.001, and MPEG-4 allows 65535 at most
     seconds = 1.0 / (fps or DEFAULT_FPS)
     if time is not None and len(time) > 1:
         seconds = float(np.median(np.diff(time)))
@@ -853,10 +856,9 @@ class _Sound:
             out = out_container.add_stream_from_template(stream)
             return cls(source, out_container, _copied_sound(source, stream, out, start, stop), [])
         rate = stream.codec_context.rate
-        out = out_container.add_stream(
-            "aac", rate=rate if rate in (16000, 22050, 24000, 32000, 44100, 48000) else 48000
-        )
-        out.layout = "mono" if stream.codec_context.channels == 1 else "stereo"
+        rate = rate if rate in (16000, 22050, 24000, 32000, 44100, 48000) else 48000
+        layout = "mono" if stream.codec_context.channels == 1 else "stereo"
+        out = out_container.add_stream("aac", rate=rate, layout=layout)
         note = f"sound re-encoded from {stream.codec_context.name} to AAC"
         return cls(source, out_container, _encoded_sound(source, stream, out, start, stop), [note])
 
