@@ -82,10 +82,9 @@ def _build_facekit(folder: Path, path: Path) -> None:
     save_arrays(path, convert_facekit(folder))
 
 
-def _copy_only_file(folder: Path, path: Path) -> None:
-    (file,) = folder.iterdir()
+def _copy_file(folder: Path, path: Path) -> None:
     with atomic_write(path) as temporary:
-        shutil.copyfile(file, temporary)
+        shutil.copyfile(folder / path.name, temporary)
 
 
 def read_sha256_table(path: Path) -> dict[str, str]:
@@ -120,7 +119,7 @@ def _face_landmarker() -> Asset:
         sha256={"face_landmarker.task": digest},
         bytes=3_758_596,
         target=f"face-landmarker/{digest[:16]}/face_landmarker.task",
-        build=_copy_only_file,
+        build=_copy_file,
     )
 
 
@@ -263,9 +262,6 @@ def _take(asset: Asset, source: Path, scratch: Path, report: Progress) -> Path:
     for done, (name, digest) in enumerate(asset.sha256.items(), 1):
         _check(folder / name, digest)
         report(stage, done, len(asset.sha256))
-    if len(asset.sha256) == 1 and folder != scratch:
-        shutil.copyfile(folder / name, scratch / name)
-        return scratch
     return folder
 
 

@@ -96,6 +96,8 @@ def check_arrays(arrays: Mapping[str, np.ndarray], what: str) -> None:
         if len(got) != len(shape) or any(isinstance(w, int) and w != g for w, g in zip(wanted, got, strict=True)):
             raise InputError(f"{what}: `{key}` must have shape {wanted}, it has {got}; {advice}.")
         sizes.update({d: g for d, g in zip(shape, got, strict=True) if isinstance(d, str)})
+    if not sizes["V"] or not sizes["T"]:
+        raise InputError(f"{what} must have vertices and triangles, it has none; {advice}.")
     for key in _SHAPES:
         a = arrays[key]
         kind = "text" if key.endswith("_names") or key == "default_parts" else "ids" if key in _INDEX_LIMITS else "real"
@@ -234,13 +236,15 @@ def read_arrays(path: str | Path) -> tuple[dict[str, np.ndarray], str]:
     try:
         with path.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        with np.load(path, allow_pickle=False) as file:
+            stream.seek(0)
+            file = np.load(stream, allow_pickle=False)
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise InputError(f"{path} must be an `.npz` of several arrays, it is a single array; {advice}.")
-            version = int(file["format_version"]) if "format_version" in file.files else None
-            if version != FORMAT_VERSION:
-                raise InputError(f"{path} must be a head of format {FORMAT_VERSION}, it is of {version}; {advice}.")
-            arrays = {key: file[key] for key in (*_TEXT, *_SHAPES) if key in file.files}
+            with file:
+                version = int(file["format_version"]) if "format_version" in file.files else None
+                if version != FORMAT_VERSION:
+                    raise InputError(f"{path} must be a head of format {FORMAT_VERSION}, it is of {version}; {advice}.")
+                arrays = {key: file[key] for key in (*_TEXT, *_SHAPES) if key in file.files}
     except InputError:
         raise
     except (OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile) as error:
