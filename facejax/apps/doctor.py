@@ -80,8 +80,7 @@ def asset_table() -> "Table":
         if asset.installed:
             state, where = "installed", str(asset.path)
         else:
-            state = "not installed"
-            where = f"{asset.source} ({asset.size / 1e6:.1f} MB)\nget it: facejax assets install {asset.name}"
+            state, where = f"{asset.size / 1e6:.0f} MB to get", f"facejax assets install {asset.name}"
         table.add_row(asset.name, state, asset.licence, _plain(where))
     return table
 
