@@ -14,6 +14,7 @@ import numpy as np
 from facejax.data.model_file import head_from_arrays
 from facejax.geometry.errors import InputError
 from facejax.models.morphable import MorphableHead
+from facejax.models.skin import material_albedo, skin_prior
 
 SOURCE = "https://github.com/ICT-VGL/ICT-FaceKit/tree/da5f95a607f5e6b37755b38d3385d7f2853732e5/FaceXModel"
 LICENCE = "MIT"
@@ -396,26 +397,23 @@ def _front_pole(shell: np.ndarray) -> np.ndarray:
     return front.mean(0)
 
 
-def _materials(masks: Mapping[str, np.ndarray], pupil: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(log albedo (V, 3), specular (V,), roughness (V,)) of what is not skin."""
-    albedo = np.full((N_VERTICES, 3), 0.5)
-    specular, roughness = np.full(N_VERTICES, 0.04), np.full(N_VERTICES, 0.35)
-    for region, colour, rough in (
-        ("eye_sockets", (0.55, 0.33, 0.28), 0.2),
-        ("eyeballs", (0.75, 0.72, 0.68), 0.1),
-        ("iris", (0.13, 0.085, 0.055), 0.1),
-        ("teeth", (0.68, 0.63, 0.53), 0.2),
-        ("gums", (0.42, 0.16, 0.15), 0.25),
+def _appearance(
+    mean: np.ndarray, masks: Mapping[str, np.ndarray], pupil: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(mean log albedo (V, 3), its directions (K, V, 3), specular (V,), roughness (V,)); `pupil` (V,) in [0, 1]."""
+    log, directions = (np.asarray(a, np.float64) for a in skin_prior(mean, masks))
+    for parts, material in (  # what no region mask covers
+        (("mouth_socket",), "mouth"),
+        (("lacrimal_fluid_left", "lacrimal_fluid_right", "eye_blend_left", "eye_blend_right"), "sclera"),
+        (("eye_occlusion_left", "eye_occlusion_right"), "eye_socket"),
+        (("eyelashes_left", "eyelashes_right"), "hair"),
     ):
-        mask = masks[region][:, None]
-        albedo = albedo * (1 - mask) + mask * colour
-        roughness = roughness * (1 - mask[:, 0]) + mask[:, 0] * rough
-    albedo = albedo * (1 - pupil[:, None]) + pupil[:, None] * 0.015
-    return np.log(albedo), specular, roughness
-
-
-def _skin(mean: np.ndarray, masks: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    return np.full((N_VERTICES, 3), np.log(0.5)), np.zeros((0, N_VERTICES, 3))
+        log[_in_parts(*parts) > 0] = np.log(material_albedo(material))
+    log += pupil[:, None] * (np.log(material_albedo("pupil")) - log)
+    roughness = np.full(N_VERTICES, 0.35)
+    for region, value in (("eye_sockets", 0.2), ("eyeballs", 0.1), ("teeth", 0.2), ("gums", 0.25)):
+        roughness += masks[region] * (value - roughness)
+    return log, directions, np.full(N_VERTICES, 0.04), roughness
 
 
 def _landmarks478() -> tuple[np.ndarray, np.ndarray]:
@@ -470,9 +468,7 @@ def convert_facekit(folder: Path) -> dict[str, np.ndarray]:
     pivots, pivot_basis = eye_pivots(mean, identity)
     masks = region_masks(mean, vertex_uv, pivots)
     pupil = np.maximum(*(_smooth(d, _PUPIL_RADIUS_M + 2e-4, _PUPIL_RADIUS_M - 2e-4) for d in _off_axis(mean, pivots)))
-    log_albedo, specular, roughness = _materials(masks, pupil)
-    skin_mean, skin_basis = _skin(mean, masks)
-    on_skin = masks["skin"][:, None]
+    skin_mean, skin_basis, specular, roughness = _appearance(mean, masks, pupil)
     table_triangles, table_weights = _landmarks478()
     faces = np.take_along_axis(polygons[of], corners, axis=1).astype(np.int32)
 
@@ -487,8 +483,8 @@ def convert_facekit(folder: Path) -> dict[str, np.ndarray]:
         "mean": mean,
         "identity_basis": identity,
         "expression_basis": np.stack(list(expressions.values())),
-        "skin_mean": log_albedo * (1 - on_skin) + skin_mean * on_skin,
-        "skin_basis": skin_basis * on_skin,
+        "skin_mean": skin_mean,
+        "skin_basis": skin_basis,
         "specular": specular,
         "roughness": roughness,
         "eye_weight": eye_weight,
