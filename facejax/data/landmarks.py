@@ -10,6 +10,7 @@ import dataclasses
 import os
 import sys
 import tempfile
+import zipfile
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -108,7 +109,7 @@ def landmark_confidence(
 
 def _smoothstep(x: Any, low: float, high: float) -> np.ndarray:
     t = np.clip((np.asarray(x) - low) / (high - low), 0.0, 1.0)
-    return t * t * (3.0 - 2.0 * t)
+    return np.asarray(t * t * (3.0 - 2.0 * t))
 
 
 # Finding the faces of one frame --------------------------------------------------------------------------------------
@@ -373,7 +374,7 @@ class _Follower:
         """Only when it must: each change disturbs the filter's memory."""
         size = np.asarray([frame.shape[1], frame.shape[0]], float)
         if self._whole:
-            return _side(box) < 0.15 * max(size)
+            return _side(box) < 0.15 * float(size.max())
         margin = 0.2 * _side(box)
         near_edge = ((box[:2] - margin < self._view[:2]) & (self._view[:2] > 0)).any() or (
             (box[2:] + margin > self._view[2:]) & (self._view[2:] < size)
@@ -585,9 +586,11 @@ def load_landmarks(
     if not file.is_file():
         raise InputError(f"No such file of landmarks: {file}")
     try:
+        with zipfile.ZipFile(file) as archive:  # NumPy leaves a file that is no .npz open
+            archive.testzip()
         with np.load(file, allow_pickle=False) as data:
             arrays = {name: data[name] for name in data.files}
-    except (OSError, ValueError, EOFError, AttributeError, _bad_zip()) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{file} could not be read as an .npz of plain arrays ({error}).") from error
     if "landmarks" not in arrays:
         raise InputError(f"{file} must hold an array `landmarks`, and it holds {', '.join(arrays) or 'nothing'}.")
@@ -646,12 +649,6 @@ def load_landmarks(
         box=np.full((n_frames, 4), np.nan, np.float32) if box is None else box,
         notes=(f"landmarks read from {file.name}",),
     )
-
-
-def _bad_zip() -> type[Exception]:
-    import zipfile
-
-    return zipfile.BadZipFile
 
 
 def _optional(
