@@ -181,6 +181,7 @@ def test_variable_frame_rate_keeps_its_timestamps(tmp_path):
         ("ffv1", "bgra", ".mkv"),
         ("ffv1", "gray16le", ".mkv"),
         ("mpeg4", "yuv420p", ".avi"),
+        ("libx264", "yuv420p", ".avi"),
         ("mjpeg", "yuvj420p", ".mov"),
         ("png", "rgba", ".mov"),
         ("libx264", "yuv420p", ".ts"),
@@ -192,7 +193,7 @@ def test_pixel_formats_and_containers(tmp_path, codec, pix_fmt, suffix):
     frames = list(clip.frames())
     assert [number_of(f) for f in frames] == list(range(6))
     assert clip.n_frames == 6
-    assert (np.diff(clip.time) > 0).all()
+    np.testing.assert_allclose(clip.time, np.arange(6) / 25, atol=1e-3)
     assert clip.damaged == ()
     np.testing.assert_array_equal(clip.read([4])[0], frames[4])
     if pix_fmt.startswith("gray"):

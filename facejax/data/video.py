@@ -322,9 +322,14 @@ def _shrink(frame: np.ndarray, max_side: int | None) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class _Index:
-    """What a pass over the packets tells without decoding. `pts` is None where the container keeps no timestamps."""
+    """What a pass over the packets tells without decoding.
+
+    pts: presentation times in ticks, ascending, or None where the container keeps none; then `dts`, the decoding times, are
+    as far apart, if there are any.
+    """
 
     pts: np.ndarray | None
+    dts: np.ndarray | None
     is_key: np.ndarray
     end: float  # seconds, the latest end of any packet of any stream
     broke_off: bool
@@ -506,6 +511,7 @@ def _index_packets(container: Any, stream: Any) -> _Index:
     import av
 
     pts: list[int | None] = []
+    dts: list[int | None] = []
     keys: list[bool] = []
     end, broke_off = 0.0, False
     packets = container.demux()
@@ -523,11 +529,15 @@ def _index_packets(container: Any, stream: Any) -> _Index:
             end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
         if packet.stream.index == stream.index and not packet.is_discard:
             pts.append(packet.pts)
+            dts.append(packet.dts)
             keys.append(packet.is_keyframe)
-    if not pts or any(p is None for p in pts):
-        return _Index(None, np.asarray(keys, bool), end, broke_off)
+    # AVI keeps no presentation times, and FFmpeg's guesses at them go wrong with B-frames.
+    if not pts or any(p is None for p in pts) or container.format.name == "avi":
+        ticks = np.asarray([d for d in dts if d is not None], np.int64)
+        whole = len(ticks) == len(dts) > 0 and bool((np.diff(ticks) > 0).all())
+        return _Index(None, ticks if whole else None, np.asarray(keys, bool), end, broke_off)
     values, first = np.unique(np.asarray(pts, np.int64), return_index=True)
-    return _Index(values, np.asarray(keys, bool)[first], end, broke_off)
+    return _Index(values, None, np.asarray(keys, bool)[first], end, broke_off)
 
 
 def _is_truncated(path: Path, container: Any, stream: Any, index: _Index) -> bool:
@@ -540,7 +550,9 @@ def _is_truncated(path: Path, container: Any, stream: Any, index: _Index) -> boo
     bytes_there = path.stat().st_size
     if any(entry.pos + entry.size > bytes_there for entry in stream.index_entries):
         return True
-    if container.duration is None or index.pts is None:
+    # Elsewhere FFmpeg estimates the duration, from a bit rate for instance, and a whole file may fall short of it.
+    states_duration = any(name in container.format.name for name in ("mp4", "matroska"))
+    if container.duration is None or index.pts is None or not states_duration:
         return False
     announced = container.duration / 1e6 + (container.start_time or 0) / 1e6
     return index.end < announced - max(1.0, 0.05 * announced)
@@ -590,6 +602,8 @@ def _open_file(path: Path, frames: tuple[int | None, int | None] | None) -> _Fac
     if index.pts is None:
         count = decodable
         time = np.arange(count) / nominal
+        if index.dts is not None and len(index.dts) == count:
+            time = (index.dts - index.dts[0]) * float(time_base or 0)
     orientation = _orientation(head)
     size = (head.height, head.width) if orientation[0] else (head.width, head.height)
     reader = _FileReader(path, stream_index, index, orientation, count)
