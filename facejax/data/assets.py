@@ -24,7 +24,7 @@ from facejax.geometry.errors import InputError
 Progress = Callable[[str, int, int], None]
 """`progress(stage, done, total)`."""
 
-CONVERSION_VERSION = 3
+CONVERSION_VERSION = 4
 """Raised when the conversion of a distribution to a head file changes, so that stale files are not read."""
 
 _TABLES = Path(__file__).parent / "tables"

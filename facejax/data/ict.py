@@ -65,6 +65,8 @@ LANDMARKS68 = (
 
 _IRIS_RADIUS_M = 0.00585
 _PUPIL_RADIUS_M = 0.0019
+_EYE_POLES_UV = ((0.5, 0.5), (0.0885, 0.9125))
+"""Front and back pole of an eyeball's outer shell on its tile."""
 
 
 def read_obj_vertices(path: Path, n_vertices: int = N_VERTICES) -> np.ndarray:
@@ -297,11 +299,11 @@ def _polyline_distance(points: np.ndarray, line: np.ndarray) -> np.ndarray:
     return np.linalg.norm(to - t[..., None] * edge, axis=-1).min(1)
 
 
-def region_masks(mean: np.ndarray, vertex_uv: np.ndarray, pivots: np.ndarray) -> dict[str, np.ndarray]:
+def region_masks(mean: np.ndarray, vertex_uv: np.ndarray) -> dict[str, np.ndarray]:
     """The masks (V,) in [0, 1] of `REGIONS`.
 
     `mean` (V, 3) metres; `vertex_uv` (V, 2) a coordinate of each vertex in the distribution's tiles, where the face is
-    spread flat; `pivots` (2, 3) centres of the eyeballs. `gums` holds all wet tissue: gums, tongue and mouth socket.
+    spread flat. `gums` holds all wet tissue: gums, tongue and mouth socket.
     """
     skin = _in_parts("face", "head_neck")
     face = _in_parts("face") * (vertex_uv[:, 0] < 1)
@@ -339,7 +341,7 @@ def region_masks(mean: np.ndarray, vertex_uv: np.ndarray, pivots: np.ndarray) ->
     nose = face * _smooth(_signed_distance(vertex_uv, nose_outline), -0.006, 0.006)
     to_brow = np.minimum(_polyline_distance(mean, points[17:22]), _polyline_distance(mean, points[22:27]))
     brows = face * _smooth(to_brow, 0.0065, 0.0035)
-    iris = np.maximum(*(_smooth(d, _IRIS_RADIUS_M + 3e-4, _IRIS_RADIUS_M - 3e-4) for d in _off_axis(mean, pivots)))
+    iris = np.maximum(*(_smooth(d, _IRIS_RADIUS_M + 3e-4, _IRIS_RADIUS_M - 3e-4) for d in _off_axis(mean, vertex_uv)))
     return {
         "skin": skin,
         "narrow_face": (np.arange(N_VERTICES) < _NARROW_FACE).astype(float),
@@ -370,31 +372,27 @@ def _nearest_distance(points: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return cKDTree(targets).query(points)[0]
 
 
-def _off_axis(mean: np.ndarray, pivots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distance (V,) of the front of each eyeball's shells from its own axis, metres; infinite elsewhere.
+def _off_axis(mean: np.ndarray, vertex_uv: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distance (V,) of the front of the (left, right) eyeball's shells from its axis, metres; infinite elsewhere.
 
-    The axis runs from the centre to the front pole of the outer shell. At rest it points 4 to 6 degrees outward: the
-    angle between the optical axis and the line of sight, which is what `gaze` turns from straight ahead.
+    The axis joins the poles of the outer shell, where its meridians meet, so that circles around it follow the rings of
+    the mesh. At rest it points 4 degrees outward: the angle between the optical axis and the line of sight, which is
+    what `gaze` turns from straight ahead.
     """
     distances = []
-    for side, pivot in zip(("left", "right"), pivots, strict=True):
-        shell = mean[part_vertices(f"eyeball_{side}")]
-        axis = _front_pole(shell) - pivot
-        axis /= np.linalg.norm(axis)
+    for side in ("left", "right"):
+        shell = part_vertices(f"eyeball_{side}")
+        uv = vertex_uv[shell] - np.floor(vertex_uv[shell])
+        front, back = (mean[shell][np.argmin(np.sum((uv - pole) ** 2, axis=1))] for pole in _EYE_POLES_UV)
+        axis = (front - back) / np.linalg.norm(front - back)
         d = np.full(len(mean), np.inf)
         for name in (f"eyeball_{side}", f"iris_{side}"):
             here = part_vertices(name)
-            to = mean[here] - pivot
+            to = mean[here] - (front + back) / 2
             along = to @ axis
             d[here] = np.where(along > 0, np.linalg.norm(to - along[:, None] * axis, axis=1), np.inf)
         distances.append(d)
     return distances[0], distances[1]
-
-
-def _front_pole(shell: np.ndarray) -> np.ndarray:
-    """Where the meridians of an eyeball's outer shell meet in front: its vertices crowd around it."""
-    front = shell[shell[:, 2] > shell[:, 2].max() - 0.0003]
-    return front.mean(0)
 
 
 def _appearance(
@@ -466,8 +464,10 @@ def convert_facekit(folder: Path) -> dict[str, np.ndarray]:
     ]  # the face's own tile wins at its seams
 
     pivots, pivot_basis = eye_pivots(mean, identity)
-    masks = region_masks(mean, vertex_uv, pivots)
-    pupil = np.maximum(*(_smooth(d, _PUPIL_RADIUS_M + 2e-4, _PUPIL_RADIUS_M - 2e-4) for d in _off_axis(mean, pivots)))
+    masks = region_masks(mean, vertex_uv)
+    pupil = np.maximum(
+        *(_smooth(d, _PUPIL_RADIUS_M + 2e-4, _PUPIL_RADIUS_M - 2e-4) for d in _off_axis(mean, vertex_uv))
+    )
     skin_mean, skin_basis, specular, roughness = _appearance(mean, masks, pupil)
     table_triangles, table_weights = _landmarks478()
     faces = np.take_along_axis(polygons[of], corners, axis=1).astype(np.int32)
