@@ -146,15 +146,20 @@ def _mediapipe() -> Iterator[Check]:
         without = "not installed: landmarks must then be given (`--landmarks FILE`)"
         yield Check("mediapipe", "optional", without, "pip install mediapipe")
         return
-    # in a process of its own: an absent system library stops the import, and it takes a second of everyone's memory
-    run = subprocess.run([sys.executable, "-c", "import mediapipe"], capture_output=True, text=True, check=False)
+    # Importing is not enough: the library itself is loaded when an image is made. In a process of its own, as everything
+    # here that could take this one down with it.
+    code = (
+        "import mediapipe, numpy; mediapipe.Image("
+        "image_format=mediapipe.ImageFormat.SRGB, data=numpy.zeros((8, 8, 3), numpy.uint8))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     version = importlib.metadata.version("mediapipe")
     if run.returncode == 0:
         yield Check("mediapipe", "ok", version)
         return
     said = (run.stderr.strip().splitlines() or ["it ended without a word"])[-1]
     fix = GET_LANDMARKS_LIBRARIES if sys.platform == "linux" else "pip install --force-reinstall mediapipe"
-    yield Check("mediapipe", "optional", f"{version} is installed but cannot be imported: {said}", fix)
+    yield Check("mediapipe", "optional", f"{version} is installed but does not start: {said}", fix)
 
 
 def _mitsuba() -> Iterator[Check]:
