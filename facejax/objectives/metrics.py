@@ -217,30 +217,29 @@ def align_to_surface(
     start: Similarity,
     with_scale: bool = True,
     iterations: int = 30,
+    sample: int = 1500,
 ) -> tuple[Similarity, Float[np.ndarray, " n"]]:
-    """Move a surface onto points by iterated closest points.
+    """Move a surface onto points by iterated closest points; of many points, about `sample` steer.
 
     start: a first guess that takes the surface's frame to that of the points, e.g. from landmarks.
     Returns the similarity from the surface's frame to that of the points, and the points' distances to the moved
     surface in the unit of the points.
     """
     points = np.asarray(points, np.float64)
+    few = points[:: max(1, len(points) // sample)]
     align = start
-    for i in range(iterations + 1):
-        closest = surface.closest(align.invert(points))
-        distance = np.linalg.norm(align.apply(closest) - points, axis=1)
-        if i == iterations:
-            break
-        align = similarity_align(closest, points, with_scale=with_scale)
-    return align, distance
+    for _ in range(iterations):
+        align = similarity_align(surface.closest(align.invert(few)), few, with_scale=with_scale)
+    closest = surface.closest(align.invert(points))
+    return align, np.linalg.norm(align.apply(closest) - points, axis=1)
 
 
 # --- landmarks --------------------------------------------------------------------------------------------------------
 
 
 def eye_distance(landmarks: Float[np.ndarray, "f n d"]) -> Float[np.ndarray, " f"]:
-    """Distance in pixels between the outer eye corners of each frame."""
-    return np.linalg.norm(landmarks[:, OUTER_EYE_CORNERS[0], :2] - landmarks[:, OUTER_EYE_CORNERS[1], :2], axis=-1)
+    """Distance between the outer eye corners in each frame, in the unit of the landmarks (2D or 3D)."""
+    return np.linalg.norm(landmarks[:, OUTER_EYE_CORNERS[0]] - landmarks[:, OUTER_EYE_CORNERS[1]], axis=-1)
 
 
 def landmark_errors(
@@ -252,7 +251,7 @@ def landmark_errors(
 
     groups: name -> landmark ids. Points and frames that are NaN on either side are left out; NaN if nothing is left.
     """
-    unit = eye_distance(target)[:, None]
+    unit = eye_distance(np.asarray(target)[..., :2])[:, None]
     error = 100 * np.linalg.norm(np.asarray(landmarks)[..., :2] - np.asarray(target)[..., :2], axis=-1) / unit
     return {name: _nanmean(error[:, list(ids)]) for name, ids in groups.items()}
 
@@ -287,9 +286,12 @@ def dead_face_control(target: Float[np.ndarray, "f n d"], iterations: int = 10) 
 
 
 def opening(landmarks: Float[np.ndarray, "f n d"], pairs: Sequence[tuple[int, int]]) -> Float[np.ndarray, " f"]:
-    """Mean distance between pairs of landmarks (upper and lower lip or lid), per outer-eye distance of each frame."""
+    """Mean distance between pairs of landmarks (upper and lower lip or lid), per outer-eye distance of each frame.
+
+    In the plane or in space, as the landmarks are: in the plane both distances are foreshortened as the head turns.
+    """
     upper, lower = np.asarray(pairs).T
-    gap = np.linalg.norm(landmarks[:, upper, :2] - landmarks[:, lower, :2], axis=-1).mean(axis=1)
+    gap = np.linalg.norm(landmarks[:, upper] - landmarks[:, lower], axis=-1).mean(axis=1)
     return gap / eye_distance(landmarks)
 
 
@@ -306,8 +308,8 @@ def correlation(a: Float[np.ndarray, " f"], b: Float[np.ndarray, " f"]) -> float
 def opening_correlation(
     landmarks: Float[np.ndarray, "f n _"], target: Float[np.ndarray, "f n _"], pairs: Sequence[tuple[int, int]]
 ) -> float:
-    """Correlation over a clip of how far lips or lids are open, see `opening`, with the detector's."""
-    return correlation(opening(landmarks, pairs), opening(target, pairs))
+    """Correlation over a clip of how far lips or lids are open in the image, see `opening`, with the detector's."""
+    return correlation(opening(landmarks[..., :2], pairs), opening(target[..., :2], pairs))
 
 
 # --- motion -----------------------------------------------------------------------------------------------------------
