@@ -169,3 +169,10 @@ def test_mitsuba_without_llvm(monkeypatch, no_llvm_named):
     (check,) = doctor._mitsuba()
     assert check.state == "optional"
     assert check.fix == llvm.HOW_TO_GET.get(sys.platform)
+
+
+def test_last_words_are_the_cause_and_not_its_echo():
+    said = "Traceback\n  File x\nOSError: libEGL.so.1: cannot open\nException ignored in: y\nAttributeError: _image_ptr"
+    assert doctor._last_words(said) == "OSError: libEGL.so.1: cannot open"
+    assert doctor._last_words("LLVM ERROR: oh\nAborted") == "Aborted"
+    assert doctor._last_words("") == "it ended without a word"

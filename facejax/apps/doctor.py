@@ -5,6 +5,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -91,6 +92,12 @@ def _plain(text: str) -> str:
     return escape(text)
 
 
+def _last_words(stderr: str) -> str:
+    """The line of a failed process that says why: the first error named, since what follows it is often its echo."""
+    lines = stderr.strip().splitlines() or ["it ended without a word"]
+    return next((line for line in lines if re.match(r"[\w.]*(Error|Exception): ", line)), lines[-1])
+
+
 def _versions() -> Iterator[Check]:
     yield Check("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     found, absent = [], []
@@ -146,8 +153,8 @@ def _mediapipe() -> Iterator[Check]:
         without = "not installed: landmarks must then be given (`--landmarks FILE`)"
         yield Check("mediapipe", "optional", without, "pip install mediapipe")
         return
-    # Importing is not enough: the library itself is loaded when an image is made. In a process of its own, as everything
-    # here that could take this one down with it.
+    # Importing is not enough: the library itself is loaded when an image is made. It has a process of its own, as has
+    # everything here that could take this one down with it.
     code = (
         "import mediapipe, numpy; mediapipe.Image("
         "image_format=mediapipe.ImageFormat.SRGB, data=numpy.zeros((8, 8, 3), numpy.uint8))"
@@ -157,7 +164,7 @@ def _mediapipe() -> Iterator[Check]:
     if run.returncode == 0:
         yield Check("mediapipe", "ok", version)
         return
-    said = (run.stderr.strip().splitlines() or ["it ended without a word"])[-1]
+    said = _last_words(run.stderr)
     fix = GET_LANDMARKS_LIBRARIES if sys.platform == "linux" else "pip install --force-reinstall mediapipe"
     yield Check("mediapipe", "optional", f"{version} is installed but does not start: {said}", fix)
 
@@ -176,7 +183,7 @@ def _mitsuba() -> Iterator[Check]:
     if run.returncode == 0:
         yield Check("path tracer", "ok", f"Mitsuba {variant}, {llvm}")
     else:
-        said = (run.stderr.strip().splitlines() or ["it ended without a word"])[-1]
+        said = _last_words(run.stderr)
         fix = "pip install --force-reinstall mitsuba"
         yield Check("path tracer", "optional", f"Mitsuba {variant} does not start with {llvm}: {said}", fix)
 
