@@ -26,6 +26,20 @@ N_POINTS = 478
 N_BLENDSHAPES = 52
 INSTALL = 'pip install "facejax[landmarks]"'
 
+# The order of FaceLandmarker's activations, for files that do not name them.
+BLENDSHAPE_NAMES = tuple(
+    """
+    _neutral browDownLeft browDownRight browInnerUp browOuterUpLeft browOuterUpRight cheekPuff cheekSquintLeft
+    cheekSquintRight eyeBlinkLeft eyeBlinkRight eyeLookDownLeft eyeLookDownRight eyeLookInLeft eyeLookInRight
+    eyeLookOutLeft eyeLookOutRight eyeLookUpLeft eyeLookUpRight eyeSquintLeft eyeSquintRight eyeWideLeft
+    eyeWideRight jawForward jawLeft jawOpen jawRight mouthClose mouthDimpleLeft mouthDimpleRight
+    mouthFrownLeft mouthFrownRight mouthFunnel mouthLeft mouthLowerDownLeft mouthLowerDownRight mouthPressLeft
+    mouthPressRight mouthPucker mouthRight mouthRollLower mouthRollUpper mouthShrugLower mouthShrugUpper
+    mouthSmileLeft mouthSmileRight mouthStretchLeft mouthStretchRight mouthUpperUpLeft mouthUpperUpRight
+    noseSneerLeft noseSneerRight
+    """.split()
+)
+
 # Indices of MediaPipe's face mesh. Right and left are the subject's.
 EYES = ((33, 133, 159, 145, range(468, 473)), (263, 362, 386, 374, range(473, 478)))  # outer, inner, upper, lower, iris
 CHEEK_RIGHT, CHEEK_LEFT, FOREHEAD, CHIN = 234, 454, 10, 152
@@ -193,8 +207,12 @@ def quiet_stderr() -> Iterator[None]:
     """
     if sys.stderr is not None:
         sys.stderr.flush()
-    with tempfile.TemporaryFile() as log:
+    try:
         saved = os.dup(2)
+    except OSError:  # there is no such descriptor, and so nothing to keep quiet
+        yield
+        return
+    with tempfile.TemporaryFile() as log:
         failed = True
         try:
             os.dup2(log.fileno(), 2)
@@ -637,7 +655,7 @@ def load_landmarks(
         else:
             confidence = finite.astype(np.float32)
     confidence = np.where(finite & valid[:, None], np.clip(np.nan_to_num(confidence), 0.0, 1.0), 0.0).astype(np.float32)
-    names = tuple(str(n) for n in arrays["blendshape_names"]) if "blendshape_names" in arrays else ()
+    names = tuple(str(n) for n in arrays["blendshape_names"]) if "blendshape_names" in arrays else BLENDSHAPE_NAMES
     return Landmarks(
         points=np.where(finite[..., None], points, np.float32(np.nan)),
         depth=depth,

@@ -324,8 +324,8 @@ def _shrink(frame: np.ndarray, max_side: int | None) -> np.ndarray:
 class _Index:
     """What a pass over the packets tells without decoding.
 
-    pts: presentation times in ticks, ascending, or None where the container keeps none; then `dts`, the decoding times, are
-    as far apart, if there are any.
+    pts: presentation times in ticks, ascending, or None where the container keeps none; then `dts`, the decoding times,
+    are as far apart, if there are any.
     """
 
     pts: np.ndarray | None
