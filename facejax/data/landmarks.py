@@ -37,7 +37,7 @@ BLENDSHAPE_NAMES = tuple(
     mouthPressRight mouthPucker mouthRight mouthRollLower mouthRollUpper mouthShrugLower mouthShrugUpper
     mouthSmileLeft mouthSmileRight mouthStretchLeft mouthStretchRight mouthUpperUpLeft mouthUpperUpRight
     noseSneerLeft noseSneerRight
-    """.split()
+    """.split()  # noqa: SIM905
 )
 
 # Indices of MediaPipe's face mesh. Right and left are the subject's.
