@@ -334,8 +334,8 @@ def _iris(mean: np.ndarray, triangles: np.ndarray) -> LandmarkTable:
         weights = np.clip(w[best], 0, 1)
         return triangles[best], weights / weights.sum()
 
-    rim = [hit(dx, dy * IRIS_ASPECT) for dx, dy in ((1, 0), (0, 1), (-1, 0), (0, -1))]
-    around = [hit(np.cos(angle), np.sin(angle)) for angle in np.radians([90, 210, 330])]
+    rim = [hit(dx, dy * IRIS_ASPECT) for dx, dy in ((1.0, 0.0), (0.0, 1.0), (-1.0, 0.0), (0.0, -1.0))]
+    around = [hit(float(np.cos(angle)), float(np.sin(angle))) for angle in np.radians([90, 210, 330])]
     ring = np.array([ids[weights.argmax()] for ids, weights in around])
     middle = np.linalg.solve(np.vstack([mean[ring, :2].T, np.ones(3)]), np.append(centre, 1.0))
     return LandmarkTable(np.stack([ring, *(t for t, _ in rim)]), np.stack([middle, *(w for _, w in rim)]))
@@ -375,7 +375,9 @@ class DetectionFit:
     activations below 0 cost 20 times as much.
     """
 
-    def __init__(self, table: LandmarkTable, head: HeadShapes, detections: np.ndarray, image_size: Sequence[float]):
+    def __init__(
+        self, table: LandmarkTable, head: HeadShapes, detections: np.ndarray, image_size: Sequence[float] | np.ndarray
+    ):
         self.table, self.head = table, head
         self.mean, self.identity = table.on(head.mean), table.on(head.identity)
         self.expression = table.on(head.expression)
@@ -527,7 +529,7 @@ def refine_landmarks(
     head: HeadShapes,
     skin_triangles: np.ndarray,
     detections: np.ndarray,
-    image_size: Sequence[float],
+    image_size: Sequence[float] | np.ndarray,
     canonical_vertices: np.ndarray,
     canonical_faces: np.ndarray,
     rounds: int = 8,

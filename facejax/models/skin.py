@@ -1,23 +1,23 @@
-"""A prior on skin colour from the physics of its pigments: a few directions of melanin, haemoglobin and hair, per vertex.
+"""A prior on skin colour from the physics of its pigments: a few directions of melanin, haemoglobin and hair.
 
-Nothing here is learned from anyone's scans. Reflectance is that of a two-layer skin: an epidermis that absorbs by melanin
-over a dermis that scatters and absorbs by blood, seen by a camera with sRGB's primaries under D65. What is linear in the
-prior is the natural logarithm of linear albedo, where pigments add up (Beer and Lambert).
+Nothing here is learned from anyone's scans. Reflectance is that of a two-layer skin: an epidermis that absorbs by
+melanin over a dermis that scatters and absorbs by blood, seen by a camera with sRGB's primaries under D65. What is
+linear in the prior is the natural logarithm of linear albedo, where pigments add up (Beer and Lambert).
 
 Constants and where they come from (facts, tabulated):
 
-- Melanosomes absorb 6.6e11 wavelength^-3.33 per cm (nm), the bloodless dermis 0.244 + 85.3 exp(-(wavelength - 154) / 66.2)
-  per cm; the dermis scatters 46 (wavelength / 500)^-1.421 per cm (reduced): Jacques, Skin Optics (OMLC, 1998) and Optical
-  Properties of Biological Tissues, Phys. Med. Biol. 58 (2013).
+- Melanosomes absorb 6.6e11 wavelength^-3.33 per cm (nm), the bloodless dermis 0.244 + 85.3 exp(-(wavelength - 154) /
+  66.2) per cm; the dermis scatters 46 (wavelength / 500)^-1.421 per cm (reduced): Jacques, Skin Optics (OMLC, 1998)
+  and Optical Properties of Biological Tissues, Phys. Med. Biol. 58 (2013).
 - Molar extinction of oxy- and deoxyhaemoglobin: Prahl's tabulation (OMLC, 1998); 150 g of it per litre of blood.
 - Blood is packed in vessels, which hide part of it: the correction (1 - exp(-d)) / d of van Veen et al. (2002).
 - A dermis is a half-space of Kubelka and Munk, K = 2 mu_a, S = 3/4 mu_s'.
 - CIE 1931 colour matching: the fit of Wyman, Sloan and Shirley, JCGT 2 (2013); D65: CIE.
 
-Paths through the epidermis are taken as exponentially distributed. That, vessels of 8 um, 2.4 % blood, 0.9 of the dermis's
-own absorption and 2 % returned above the melanin bring the series from very light to very dark skin within 1.5 units of
-L*a*b* of a* = 9 to 12.5 and b* = 14 to 19, the range of published spectrophotometry of faces (e.g. Xiao et al., Skin
-Research and Technology 23, 2017).
+Paths through the epidermis are taken as exponentially distributed. That, vessels of 8 um, 2.4 % blood, 0.9 of the
+dermis's own absorption and 2 % returned above the melanin bring the series from very light to very dark skin within
+1.5 units of L*a*b* of a* = 9 to 12.5 and b* = 14 to 19, the range of published spectrophotometry of faces (e.g. Xiao
+et al., Skin Research and Technology 23, 2017).
 """
 
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ SKIN_MODES = (
     "melanin", "haemoglobin", "cheek_redness", "nose_ear_redness", "lip_colour", "beard", "brow_hair", "under_eye",
     "forehead_tan", "scalp_hair",
 )  # fmt: skip
-"""What each direction of `skin_prior` adds when its coefficient is positive. All but the pigments' first two are regional."""
+"""What each direction of `skin_prior` adds when its coefficient is positive; all but the first two are regional."""
 
 _REGIONS = (
     "skin",
@@ -81,7 +81,7 @@ _LIGHTEST, _DARKEST = 0.004, 0.58
 
 
 def _lobe(centre: float, below: float, above: float) -> np.ndarray:
-    width = np.where(_WAVELENGTH < centre, below, above)
+    width = np.where(centre > _WAVELENGTH, below, above)
     return np.exp(-0.5 * ((_WAVELENGTH - centre) / width) ** 2)
 
 
@@ -97,8 +97,8 @@ def _sensitivities() -> np.ndarray:
 def skin_reflectance(melanin: float, blood: float = _BLOOD, saturation: float = 0.7) -> np.ndarray:
     """Linear sRGB reflectance (3,) of skin.
 
-    melanin: effective volume fraction of melanosomes, 0.01 (very light) to 0.9 (very dark). blood: volume fraction in the
-    dermis, 0.01 (pale) to 0.1 (flushed). saturation: share of the blood's haemoglobin that carries oxygen.
+    melanin: effective volume fraction of melanosomes, 0.01 (very light) to 0.9 (very dark). blood: volume fraction in
+    the dermis, 0.01 (pale) to 0.1 (flushed). saturation: share of the blood's haemoglobin that carries oxygen.
     """
     path_cm, radius_cm, returned_above = 0.02, 0.0008, 0.02
     melanosome = 6.6e11 * _WAVELENGTH**-3.33
@@ -115,7 +115,7 @@ def skin_reflectance(melanin: float, blood: float = _BLOOD, saturation: float = 
 
 
 def melanin_series() -> tuple[np.ndarray, np.ndarray, float]:
-    """(mean, slope, melanin): log albedo (3,) at the mean, its change (3,) per standard deviation, and the mean's melanin.
+    """(mean, slope, melanin): log albedo (3,) at the mean, its change (3,) per standard deviation, the mean's melanin.
 
     Standard deviations step evenly through the logarithm of green albedo, where the series from very light to very dark
     skin is nearly straight in the other two channels; the line is its least-squares fit over +-2.5.
@@ -137,7 +137,7 @@ def blood_slope(melanin: float, factor: float = 1.35, saturation: float = 0.7) -
 
 
 def material_albedo(name: str) -> tuple[float, float, float]:
-    """Linear sRGB albedo of what is not plain skin: sclera, iris, pupil, teeth, gums, mouth, eye_socket, hair, brow, lips.
+    """Linear sRGB albedo of what is not plain skin: sclera, iris, pupil, teeth, gums, mouth, eye_socket, hair, tints.
 
     `brow` and `lips` are what the mean skin becomes under a brow's hair and in the red of the lips. Raises InputError.
     """
@@ -176,10 +176,8 @@ def _centre(positions: np.ndarray, mask: np.ndarray, name: str) -> np.ndarray:
     return (here.min(0) + here.max(0)) / 2
 
 
-def facial_zones(
-    positions: Float[np.ndarray, "v 3"], regions: Mapping[str, Float[np.ndarray, "v"]]
-) -> dict[str, np.ndarray]:
-    """Smooth masks (V,) in [0, 1] of cheeks, nose_ears, beard, under_eye and forehead, placed by the head's own regions.
+def facial_zones(positions: Float[np.ndarray, "v 3"], regions: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Smooth masks (V,) in [0, 1] of cheeks, nose_ears, beard, under_eye and forehead, placed by the head's regions.
 
     positions: metres, head frame. Mirrored vertices get equal values. Raises InputError for a missing or empty region.
     """
@@ -197,7 +195,7 @@ def facial_zones(
     ear = _centre(positions, mask["ears"], "ears")
     _centre(positions, mask["nose"], "nose")
     nose = positions[mask["nose"] > 0.5]
-    tip = nose[nose[:, 2].argmax()]
+    tip = nose[nose[:, 2].argmax()] * [0, 1, 1]
     unit = eye[0] / 0.032  # a head with eyes 64 mm apart is of size 1
     x, y, z = np.abs(positions[:, 0]), positions[:, 1], positions[:, 2]
     front = _smooth(z, eye[2] - 0.05 * unit, eye[2] - 0.02 * unit)
@@ -229,13 +227,14 @@ def facial_zones(
 
 
 def skin_prior(
-    positions: Float[np.ndarray, "v 3"], regions: Mapping[str, Float[np.ndarray, "v"]]
-) -> tuple[Float[np.ndarray, "v 3"], Float[np.ndarray, "{len(SKIN_MODES)} v 3"]]:
+    positions: Float[np.ndarray, "v 3"], regions: Mapping[str, np.ndarray]
+) -> tuple[Float[np.ndarray, "v 3"], Float[np.ndarray, "k v 3"]]:
     """Mean (V, 3) and directions (K, V, 3), per standard deviation, of the natural log of linear sRGB albedo.
 
-    positions: (V, 3) metres, head frame. regions: (V,) masks in [0, 1], those of `facejax.models.morphable.REGIONS`. The
-    directions are `SKIN_MODES`, zero off the skin, where the mean is that of the materials. At +-2.5 standard deviations of
-    melanin the individual typology angle passes 55 (very light) and -30 degrees (dark). Raises InputError.
+    positions: (V, 3) metres, head frame. regions: (V,) masks in [0, 1], those of `facejax.models.morphable.REGIONS`.
+    The directions are `SKIN_MODES`, zero off the skin, where the mean is that of the materials. At +-2.5 standard
+    deviations of melanin the individual typology angle passes 55 (very light) and -30 degrees (dark). Raises
+    InputError.
     """
     zones = facial_zones(positions, regions)
     mask = {r: np.asarray(regions[r], np.float64) for r in _REGIONS}
@@ -281,10 +280,11 @@ def skin_prior(
 def typology_angle(albedo: Float[np.ndarray, "*n 3"]) -> Float[np.ndarray, "*n"]:
     """Individual typology angle, degrees, of linear sRGB albedo under D65: atan((L* - 50) / b*).
 
-    Above 55 very light, 41 to 55 light, 28 to 41 intermediate, 10 to 28 tan, -30 to 10 brown, below dark (Chardon 1991).
+    Above 55 very light, 41 to 55 light, 28 to 41 intermediate, 10 to 28 tan, -30 to 10 brown, below dark (Chardon
+    1991).
     """
     to_xyz = np.linalg.inv(_XYZ_TO_RGB)
     xyz = np.asarray(albedo, np.float64) @ to_xyz.T / to_xyz.sum(axis=1)
     f = np.where(xyz > 216 / 24389, np.cbrt(np.maximum(xyz, 1e-12)), (24389 / 27 * xyz + 16) / 116)
     lightness, yellow = 116 * f[..., 1] - 16, 200 * (f[..., 1] - f[..., 2])
-    return np.degrees(np.arctan2(lightness - 50, yellow))
+    return np.asarray(np.degrees(np.arctan2(lightness - 50, yellow)))
