@@ -69,7 +69,7 @@ def posed(gltf, frame):
         node = gltf.nodes[index]
         local = np.eye(4)
         x, y, z, w = tracks.get((index, "rotation"), node.rotation or [0, 0, 0, 1])
-        local[:3, :3] = quaternion_to_matrix(jnp.array([w, x, y, z]))
+        local[:3, :3] = quaternion_to_matrix(jnp.array([w, x, y, z], dtype=jnp.float32))
         local[:3, 3] = tracks.get((index, "translation"), node.translation or [0, 0, 0])
         matrix = matrix @ local
         if node.mesh is not None:

@@ -251,7 +251,8 @@ def _add_mesh(
     low, high = uv.min(axis=0), uv.max(axis=0)
     extent = np.maximum(high - low, 1e-6)
     size = texture_size if name == "skin" else max(texture_size // 2, 4)
-    picture = bake_albedo(result, size, triangles=triangles, window=(*low, *(low + extent)))
+    u0, v0, u1, v1 = (float(x) for x in (*low, *(low + extent)))
+    picture = bake_albedo(result, size, triangles=triangles, window=(u0, v0, u1, v1))
     u, v = ((uv - low) / extent).T
     index_type = np.uint32 if len(ids) > 0xFFFE else np.uint16
     primitive: dict[str, Any] = {

@@ -167,9 +167,9 @@ class TrackResult:
         object.__setattr__(self, "head", head)
         return head
 
-    @property
+    @cached_property
     def topology(self) -> Topology:
-        """Connectivity and texture coordinates."""
+        """Connectivity and texture coordinates; one object each time, so what is compiled for it is found again."""
         return Topology(faces=self.faces, uv=self.uv, uv_faces=self.uv_faces, n_vertices=len(self.neutral))
 
     @property
