@@ -23,6 +23,7 @@ et al., Skin Research and Technology 23, 2017).
 from collections.abc import Mapping
 
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from facejax.geometry.errors import InputError
@@ -176,28 +177,28 @@ def _centre(positions: np.ndarray, mask: np.ndarray, name: str) -> np.ndarray:
     return (here.min(0) + here.max(0)) / 2
 
 
-def facial_zones(positions: Float[np.ndarray, "v 3"], regions: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def facial_zones(positions: Float[ArrayLike, "v 3"], regions: Mapping[str, ArrayLike]) -> dict[str, np.ndarray]:
     """Smooth masks (V,) in [0, 1] of cheeks, nose_ears, beard, under_eye and forehead, placed by the head's regions.
 
     positions: metres, head frame. Mirrored vertices get equal values. Raises InputError for a missing or empty region.
     """
-    positions = np.asarray(positions, np.float64)
+    points = np.asarray(positions, np.float64)
     missing = [r for r in _REGIONS if r not in regions]
     if missing:
         raise InputError(f"The skin prior needs the region masks {', '.join(_REGIONS)}; {missing[0]!r} is missing.")
     mask = {r: np.asarray(regions[r], np.float64) for r in _REGIONS}
-    wrong = [r for r in _REGIONS if mask[r].shape != (len(positions),)]
+    wrong = [r for r in _REGIONS if mask[r].shape != (len(points),)]
     if wrong:
-        raise InputError(f"The mask {wrong[0]!r} must have shape ({len(positions)},), got {mask[wrong[0]].shape}.")
-    eye = _centre(positions, mask["eyeballs"], "eyeballs")
-    brow = _centre(positions, mask["brows"], "brows")
-    lips = _centre(positions, mask["lips"], "lips")
-    ear = _centre(positions, mask["ears"], "ears")
-    _centre(positions, mask["nose"], "nose")
-    nose = positions[mask["nose"] > 0.5]
+        raise InputError(f"The mask {wrong[0]!r} must have shape ({len(points)},), got {mask[wrong[0]].shape}.")
+    eye = _centre(points, mask["eyeballs"], "eyeballs")
+    brow = _centre(points, mask["brows"], "brows")
+    lips = _centre(points, mask["lips"], "lips")
+    ear = _centre(points, mask["ears"], "ears")
+    _centre(points, mask["nose"], "nose")
+    nose = points[mask["nose"] > 0.5]
     tip = nose[nose[:, 2].argmax()] * [0, 1, 1]
     unit = eye[0] / 0.032  # a head with eyes 64 mm apart is of size 1
-    x, y, z = np.abs(positions[:, 0]), positions[:, 1], positions[:, 2]
+    x, y, z = np.abs(points[:, 0]), points[:, 1], points[:, 2]
     front = _smooth(z, eye[2] - 0.05 * unit, eye[2] - 0.02 * unit)
     skin = mask["skin"] * (1 - mask["eyeballs"]) * (1 - mask["eye_sockets"])
 
@@ -206,7 +207,7 @@ def facial_zones(positions: Float[np.ndarray, "v 3"], regions: Mapping[str, np.n
 
     nose_base = nose[:, 1].min()
     cheeks = spot(1.2 * eye[0], 0.5 * (eye[1] + nose_base) - 0.004 * unit, 0.017, 0.014) * front
-    tip_zone = np.exp(-0.5 * np.sum((positions - tip) ** 2, axis=1) / (0.013 * unit) ** 2)
+    tip_zone = np.exp(-0.5 * np.sum((points - tip) ** 2, axis=1) / (0.013 * unit) ** 2)
     # The upper edge of a beard runs from under the nose down the cheek, then up to the ear.
     mouth = lips[0] * 2  # half a mouth's width: the middle of its left half is at half of it
     edge = np.interp(
@@ -227,7 +228,7 @@ def facial_zones(positions: Float[np.ndarray, "v 3"], regions: Mapping[str, np.n
 
 
 def skin_prior(
-    positions: Float[np.ndarray, "v 3"], regions: Mapping[str, np.ndarray]
+    positions: Float[ArrayLike, "v 3"], regions: Mapping[str, ArrayLike]
 ) -> tuple[Float[np.ndarray, "v 3"], Float[np.ndarray, "k v 3"]]:
     """Mean (V, 3) and directions (K, V, 3), per standard deviation, of the natural log of linear sRGB albedo.
 
@@ -277,7 +278,7 @@ def skin_prior(
     return mean.astype(np.float32), (directions * bare[:, None]).astype(np.float32)
 
 
-def typology_angle(albedo: Float[np.ndarray, "*n 3"]) -> Float[np.ndarray, "*n"]:
+def typology_angle(albedo: Float[ArrayLike, "*n 3"]) -> Float[np.ndarray, "*n"]:
     """Individual typology angle, degrees, of linear sRGB albedo under D65: atan((L* - 50) / b*).
 
     Above 55 very light, 41 to 55 light, 28 to 41 intermediate, 10 to 28 tan, -30 to 10 brown, below dark (Chardon
