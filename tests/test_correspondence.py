@@ -206,6 +206,28 @@ def test_shipped_table_lies_on_skin_and_eyeballs(facekit):
         assert drop[lower] > drop[upper] + 0.004  # each on its own lip
 
 
+def test_shipped_table_of_the_built_in_head_fits_its_mesh():
+    """Fails when the mesh has changed since: then run the command of `facejax.data.correspondence` again."""
+    from facejax.models.generic import generic_head
+
+    shapes, skin, _, eyeballs = c.head_parts(generic_head())
+    table = c.load_table("generic")
+    assert {tuple(sorted(t)) for t in table.triangles[:468]} <= {tuple(sorted(t)) for t in skin}
+    assert np.isin(table.triangles[list(names.IRIS_LEFT)], eyeballs[0]).all()
+    assert np.isin(table.triangles[list(names.IRIS_RIGHT)], eyeballs[1]).all()
+    points = table.on(shapes.mean)
+    np.testing.assert_allclose(points[names.MIRROR478] * [-1, 1, 1], points, atol=5e-4)
+
+
+@pytest.mark.assets
+def test_the_command_writes_a_table(assets, tmp_path):
+    canonical = assets / "mediapipe" / "canonical_face_model.obj"
+    c.main(["generic", "--canonical", str(canonical), "--out", str(tmp_path / "t.npz")])
+    with np.load(tmp_path / "t.npz") as data:
+        assert data["landmarks478_triangles"].shape == (478, 3)
+        np.testing.assert_allclose(data["landmarks478_weights"].sum(1), 1, atol=1e-5)
+
+
 @pytest.mark.assets
 def test_derivatives_of_the_fit_against_finite_differences(facekit, clip):
     shapes = facekit[0]
