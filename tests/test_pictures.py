@@ -118,6 +118,16 @@ def test_the_overlay_shows_panels_side_by_side_and_says_what_failed(failed, tmp_
     assert centre[2] > 200  # a normal towards the viewer is blue
 
 
+def test_outlines_are_drawn_where_the_landmarks_are():
+    landmarks = np.full((478, 2), 500.0)
+    landmarks[list(pictures.LIPS_OUTER)] = [110.0, 60.0]
+    window = Window(left=100, top=50, width=40, height=20, size=(40, 80))  # twice as large
+    drawn = pictures._with_lines(np.zeros((40, 80, 3), np.uint8), landmarks, window)
+    rows, columns = np.nonzero(drawn.any(-1))
+    assert abs(rows.mean() + 0.5 - 20) <= 1
+    assert abs(columns.mean() + 0.5 - 20) <= 1
+
+
 def test_panels_can_be_chosen_and_misfitting_input_leaves_no_file(result, tmp_path):
     overlay_video(tmp_path / "one.mp4", stripes(4), result, panels=("overlay",), window=Window(0, 0, 128, 96, SIZE))
     assert open_video(tmp_path / "one.mp4").size == (128, 96)

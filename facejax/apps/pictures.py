@@ -23,6 +23,7 @@ from facejax.geometry.colour import linear_to_srgb_bytes, srgb_to_linear
 from facejax.geometry.errors import InputError
 from facejax.geometry.meshes import Topology, edge_neighbours, normalise, vertex_normals
 from facejax.geometry.records import Camera, Face, Pose
+from facejax.models.landmark_names import EYE_LEFT, EYE_RIGHT, IRIS_LEFT, IRIS_RIGHT, LIPS_INNER, LIPS_OUTER
 from facejax.renderers.deferred import vertex_light
 from facejax.renderers.raster import antialias, interpolate, rasterise
 from facejax.renderers.sh import irradiance
@@ -41,7 +42,16 @@ PANELS = ("input", "overlay", "render", "normals")
 
 _LABELS = {"input": "input", "overlay": "mesh over input", "render": "rendering", "normals": "normals"}
 _BACKGROUND = 24  # grey, 8 bit, behind renderings
-_CLAY = 0.7  # opacity of the mesh over the input
+_CLAY = 0.6  # opacity of the mesh over the input
+_LINES = (
+    EYE_RIGHT,
+    EYE_LEFT,
+    IRIS_RIGHT[1:],
+    IRIS_LEFT[1:],
+    LIPS_OUTER,
+    LIPS_INNER,
+)  # closed, on the mesh over the input
+_LINE_COLOUR = (80, 255, 200)
 _TILE = 1024  # pixels: larger renders are drawn in tiles, so that memory does not grow with the video's size
 _CHUNK = 16  # frames of vertices at a time
 
@@ -173,7 +183,20 @@ def _window_camera(result: TrackResult, window: Window) -> Camera:
     return crop_camera(result.camera, crop, window.size)
 
 
-def _panel(name: str, frame: Rgb, layers: Layers | None) -> Rgb:
+def _with_lines(panel: Rgb, landmarks: Float[np.ndarray, "478 2"], window: Window) -> Rgb:
+    """A copy with the tracked eyes' and lips' outlines: where the mesh says that they are."""
+    from PIL import Image, ImageDraw
+
+    scale = np.array([window.size[1] / window.width, window.size[0] / window.height])
+    xy = (landmarks - [window.left, window.top]) * scale - 0.5  # PIL counts from the centre of the first pixel
+    picture = Image.fromarray(panel)
+    draw = ImageDraw.Draw(picture)
+    for line in _LINES:
+        draw.line([tuple(point) for point in xy[[*line, line[0]]].tolist()], fill=_LINE_COLOUR)
+    return np.asarray(picture)
+
+
+def _panel(name: str, frame: Rgb, layers: Layers | None, landmarks: np.ndarray, window: Window) -> Rgb:
     """One panel of a frame that is already cropped."""
     if name == "input" or (layers is None and name == "overlay"):
         return frame
@@ -182,7 +205,7 @@ def _panel(name: str, frame: Rgb, layers: Layers | None) -> Rgb:
     empty = 1 - layers.coverage
     if name == "overlay":
         over = frame * (1 - _CLAY * layers.coverage) + _CLAY * 255 * layers.clay
-        return np.clip(over + 0.5, 0, 255).astype(np.uint8)
+        return _with_lines(np.clip(over + 0.5, 0, 255).astype(np.uint8), landmarks, window)
     if name == "normals":
         return np.clip(255 * layers.normals + _BACKGROUND * empty + 0.5, 0, 255).astype(np.uint8)
     return linear_to_srgb_bytes(layers.colour + srgb_to_linear(np.float32(_BACKGROUND / 255)) * empty)
@@ -217,12 +240,15 @@ def _labelled(panel: Rgb, label: str, caption: str = "") -> Rgb:
     return np.asarray(picture)
 
 
-def _row(frame: Rgb, layers: Layers | None, panels: Sequence[str], caption: str) -> Rgb:
-    shown = [
-        _labelled(_panel(name, frame, layers), _LABELS[name], caption if i == 0 else "")
-        for i, name in enumerate(panels)
-    ]
-    return np.concatenate(shown, axis=1)
+def _row(
+    result: TrackResult, k: int, frame: Rgb, layers: Layers | None, window: Window, panels: Sequence[str], note: str
+) -> Rgb:
+    """Labelled panels side by side of one whole input frame; `note` stands on the first."""
+    _check_frame(frame, result)
+    part = _crop(frame, window)
+    shown = [_panel(name, part, layers, result.landmarks[k], window) for name in panels]
+    notes = [note, *[""] * len(panels)]
+    return np.concatenate([_labelled(s, _LABELS[p], n) for s, p, n in zip(shown, panels, notes, strict=False)], axis=1)
 
 
 def _caption(result: TrackResult, k: int, layers: Layers | None) -> str:
@@ -259,6 +285,8 @@ def overlay_video(
 ) -> tuple[str, ...]:
     """Write the clip as panels side by side: the input, the mesh over it, the rendering, its normals.
 
+    The mesh shows the tracked outlines of eyes, irises and lips, to be compared with the input's.
+
     frames: the tracked frames of the input video in order, as 8-bit RGB. window: what part to show and how large, by
     default `face_window`. audio_from: the video whose sound is kept, audio_range: which seconds of it (by default the
     tracked ones). Frames that failed show the input and say why. Returns the encoder's notes. Raises `InputError`.
@@ -274,8 +302,7 @@ def overlay_video(
         count = 0
         drawn = _drawn(result, draw, camera, range(len(result)))
         for k, (frame, layers) in enumerate(zip(frames, drawn, strict=False)):
-            _check_frame(frame, result)
-            yield _row(_crop(frame, window), layers, panels, _caption(result, k, layers))
+            yield _row(result, k, frame, layers, window, panels, _caption(result, k, layers))
             count += 1
             if progress:
                 progress("overlay", count, len(result))
@@ -316,9 +343,8 @@ def preview_png(
     rows = []
     drawn = _drawn(result, draw, camera, picks)
     for k, frame, layers in zip(picks.tolist(), frames, drawn, strict=True):
-        _check_frame(frame, result)
         caption = _caption(result, k, layers) or f"{result.time[k]:.2f} s"
-        rows.append(_row(_crop(frame, window), layers, PANELS, caption))
+        rows.append(_row(result, k, frame, layers, window, PANELS, caption))
     height, width = window.size
     side = min(width, 512)
     tiles = [
