@@ -247,6 +247,9 @@ def test_peaks_of_a_dead_signal_and_edges() -> None:
     assert dead.amplitude == 0
     assert np.isnan(dead.lag_frames)
     assert m.peak_amplitude_and_lag(_blinks(), np.zeros(60), fps=25.0).n_peaks == 0
+    rising = m.peak_amplitude_and_lag(_blinks()[:47], _blinks()[:47], fps=25.0)  # the third peak lies on the last frame
+    assert (rising.n_peaks, rising.worst) == (2, 1)
+    assert m.peak_amplitude_and_lag(np.zeros(0), np.zeros(0), fps=25.0).n_peaks == 0
     missed = _blinks()
     missed[25:36] = missed[25]
     assert m.peak_amplitude_and_lag(missed, _blinks(), fps=25.0).worst < 0.1

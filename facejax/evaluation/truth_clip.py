@@ -22,6 +22,7 @@ from facejax.objectives.metrics import hull_mask, similarity_align
 from facejax.renderers.llvm import require_llvm
 
 _FLIP = np.diag([1.0, -1.0, -1.0])  # a head at rest looks into the camera: +y up becomes +y down, +z out becomes -z
+_EYE_SIZE = 0.96  # of a subject's eyeballs, see `make_subject`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +115,7 @@ def make_subject(head: MorphableHead, seed: int, identity_scale: float = 1.0, wa
 
     The warp is a sum of broad Gaussian bumps (2.5 to 5 cm) in random directions, without symmetry, scaled to `warp_mm`
     RMS over the narrow face after the best similarity is taken out. Around each eye it is constant, so that eyeballs
-    stay round and lids close over them.
+    stay round; they are made a little smaller, or the corneas of some random persons would poke through closed lids.
     """
     rng = np.random.default_rng(seed)
     p = head.params
@@ -144,10 +145,11 @@ def make_subject(head: MorphableHead, seed: int, identity_scale: float = 1.0, wa
     before, after = person[narrow], person[narrow] + 1e-3 * field[narrow]
     residual = similarity_align(after, before).apply(after) - before
     gain = 1e-3 * (1e-3 * warp_mm) / np.sqrt((residual**2).sum(axis=1).mean())
+    bent, bent_pivots = person + gain * field, pivots + gain * warp(pivots)
+    for side, pivot in enumerate(bent_pivots):
+        bent -= (1 - _EYE_SIZE) * np.asarray(p.eye_weight)[:, side : side + 1] * (bent - pivot)
     params = dataclasses.replace(
-        p,
-        mean=jnp.asarray(person + gain * field, jnp.float32),
-        eye_pivot=jnp.asarray(pivots + gain * warp(pivots), jnp.float32),
+        p, mean=jnp.asarray(bent, jnp.float32), eye_pivot=jnp.asarray(bent_pivots, jnp.float32)
     )
     return dataclasses.replace(head, params=params)
 
@@ -429,14 +431,15 @@ class _Studio:
         self, name: str, part: _Part, points: np.ndarray, albedo: np.ndarray, roughness: np.ndarray, specular: float
     ) -> Any:
         mi = self.mi
+        surface = {
+            "type": "principled",
+            "base_color": {"type": "mesh_attribute", "name": "vertex_albedo"},
+            "roughness": {"type": "mesh_attribute", "name": "vertex_roughness"},
+            "specular": specular,
+        }
         bsdf = mi.load_dict(
-            {
-                "type": "principled",
-                "base_color": {"type": "mesh_attribute", "name": "vertex_albedo"},
-                "roughness": {"type": "mesh_attribute", "name": "vertex_roughness"},
-                "specular": specular,
-            }
-        )
+            {"type": "twosided", "bsdf": surface}
+        )  # the inside of an open mouth may be seen from behind
         properties = mi.Properties()
         properties["mesh_bsdf"] = bsdf
         mesh = mi.Mesh(name, len(points), len(part.faces), has_vertex_normals=True, props=properties)

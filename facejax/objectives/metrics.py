@@ -339,10 +339,11 @@ def peak_amplitude_and_lag(
 ) -> PeakMatch:
     """Compare the peaks of a signal (a blink, a lip opening) with those of the truth, in the same unit.
 
-    A peak is a maximum of the truth that stands out by `prominence` of the truth's range. Its height counts from the
-    higher of the two feet beside it; the signal's is its maximum within `window` frames of the peak over its value at
-    the same foot. The lag is where the correlation over whole-frame shifts up to `max_lag` is largest, refined by a
-    parabola. All NaN when there is no peak. Raises ValueError for signals of different length or with NaN.
+    A peak is a maximum of the truth, not at an end of the clip, that stands out by `prominence` of the truth's range.
+    Its height counts from the higher of the two feet beside it; the signal's is its maximum within `window` frames of
+    the peak over its value at the same foot. The lag is where the correlation over whole-frame shifts up to `max_lag`
+    is largest, refined by a parabola. All NaN when there is no peak. Raises ValueError for signals of different length
+    or with NaN.
     """
     from scipy.signal import find_peaks
 
@@ -350,16 +351,14 @@ def peak_amplitude_and_lag(
     if signal.shape != truth.shape or not np.isfinite(signal).all() or not np.isfinite(truth).all():
         raise ValueError(f"signal {signal.shape} and truth {truth.shape} must be finite and of one length")
     nan = float("nan")
-    # Padding lets a peak on the first or last frame count.
-    padded = np.concatenate([truth[:1] - 1, truth, truth[-1:] - 1]) if len(truth) else truth
-    peaks, info = find_peaks(np.clip(padded, truth.min(), None), prominence=prominence * max(np.ptp(truth), 1e-12))
+    peaks, info = (
+        find_peaks(truth, prominence=prominence * max(float(np.ptp(truth)), 1e-12)) if len(truth) else ([], {})
+    )
     if not len(peaks):
         return PeakMatch(amplitude=nan, worst=nan, lag_frames=nan, lag_seconds=nan, n_peaks=0)
     heights = []
-    for peak, left, right in zip(peaks, info["left_bases"], info["right_bases"], strict=True):
-        p = peak - 1
-        feet = np.clip([left - 1, right - 1], 0, len(truth) - 1)
-        foot = feet[np.argmax(truth[feet])]
+    for p, left, right in zip(peaks, info["left_bases"], info["right_bases"], strict=True):
+        foot = left if truth[left] > truth[right] else right
         heights.append((signal[max(0, p - window) : p + window + 1].max() - signal[foot], truth[p] - truth[foot]))
     got, true = np.array(heights).T
 
@@ -374,7 +373,7 @@ def peak_amplitude_and_lag(
     if 0 < i < len(shifts) - 1:
         before, here, after = score[i - 1 : i + 2]
         curvature = before - 2 * here + after
-        lag += 0.5 * (before - after) / curvature if curvature < 0 else 0.0
+        lag += float(0.5 * (before - after) / curvature) if curvature < 0 else 0.0
     if np.ptp(signal) < 1e-12:
         lag = nan
     return PeakMatch(
