@@ -17,8 +17,8 @@ Constants and where they come from (facts, tabulated):
 Paths through the epidermis are taken as exponentially distributed. That, vessels of 8 um, 2.4 % blood, 0.9 of the
 dermis's own absorption and 2 % returned above the melanin are our choices, fitted to six colours of skin, from very
 light (L* 71, a* 9, b* 16) to dark (37, 10.5, 14), which the physics meets within 1.5 units. Those six are plausible
-round numbers, not measurements of anyone, and the straight line that the prior uses is up to 4 units of b* too yellow at
-the dark end: check it against a spectrophotometric data set before relying on absolute colours.
+round numbers, not measurements of anyone, and the straight line that the prior uses is up to 4 units of b* too yellow
+at the dark end: check it against a spectrophotometric data set before relying on absolute colours.
 """
 
 from collections.abc import Mapping
