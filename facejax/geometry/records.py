@@ -5,11 +5,13 @@ All are pytrees of arrays for ONE face and ONE frame; batches are made by `jax.v
 `facejax.geometry.meshes.Topology`.
 """
 
+from typing import Any
+
 import chex
 import jax
 from jaxtyping import Array, Float
 
-PyTree = object
+PyTree = Any
 PRNGKey = jax.Array
 
 

@@ -4,7 +4,7 @@ A head is a file that implements this protocol. `fit_sequence` never asks which 
 """
 
 import dataclasses
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from jaxtyping import Array, Float
 
@@ -30,6 +30,7 @@ class Stage:
     """Factor on every leaf's own learning rate."""
 
 
+@runtime_checkable
 class HeadModel(Protocol):
     """A head that can be decoded from a code and fitted to pictures.
 
@@ -44,14 +45,15 @@ class HeadModel(Protocol):
     @property
     def params(self) -> PyTree: ...
 
-    @property
-    def stages(self) -> tuple[Stage, ...]: ...
+    def stages(self, preset: str) -> tuple[Stage, ...]:
+        """What `fit_sequence` does to this head, in order."""
+        ...
 
     def init_code(self) -> tuple[PyTree, PyTree]:
         """(shared, frame) of the mean head at rest."""
         ...
 
-    def init_light(self) -> Float[Array, "b 3"]:
+    def init_light(self, bands: int = 3) -> Float[Array, "b 3"]:
         """Spherical harmonics of even white light, camera frame."""
         ...
 
@@ -61,6 +63,10 @@ class HeadModel(Protocol):
 
     def code_prior(self, params: PyTree, shared: PyTree, frame: PyTree) -> Float[Array, ""]:
         """Negative log prior of a code, up to a constant."""
+        ...
+
+    def motion_features(self, frame: PyTree) -> Float[Array, "m"]:
+        """What of a frame's code moves smoothly in time; 1 is a full movement."""
         ...
 
     def landmark_points(self, vertices: Float[Array, "v 3"]) -> Float[Array, "478 3"]:

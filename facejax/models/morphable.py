@@ -20,6 +20,26 @@ from facejax.models.head import Stage
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
+_MOTION = ("frame.pose", "frame.code")
+_SHAPE = ("shared.code.shape", "shared.log_focal")
+_STAGES: Mapping[str, tuple[Stage, ...]] = {
+    "fast": (
+        Stage("identity", "landmarks", "key", (*_SHAPE, *_MOTION), steps=300),
+        Stage("motion", "landmarks", "all", _MOTION, steps=120),
+        Stage("skin", "photometric", "key", ("shared.code.skin", "frame.light"), steps=120),
+        Stage("appearance", "photometric", "key", (*_SHAPE, *_MOTION, "frame.light"), steps=60, rate=0.5),
+        Stage("refinement", "photometric", "all", (*_MOTION, "frame.light"), steps=25, rate=0.5),
+    ),
+    "full": (
+        Stage("identity", "landmarks", "key", (*_SHAPE, *_MOTION), steps=600),
+        Stage("motion", "landmarks", "all", _MOTION, steps=250),
+        Stage("skin", "photometric", "key", ("shared.code.skin", "frame.light"), steps=200),
+        Stage("appearance", "photometric", "key", (*_SHAPE, *_MOTION, "frame.light"), steps=100, rate=0.5),
+        Stage("appearance again", "photometric", "key", (*_SHAPE, *_MOTION, "frame.light"), steps=100, rate=0.3),
+        Stage("refinement", "photometric", "all", (*_MOTION, "frame.light"), steps=100, rate=0.5),
+    ),
+}
+
 REGIONS = (
     "skin", "narrow_face", "neck", "scalp", "ears", "lips", "nose", "brows", "eye_sockets",
     "eyeballs", "iris", "teeth", "gums",
@@ -122,7 +142,10 @@ class MorphableHead:
     """Named (V,) float masks in [0, 1], see `REGIONS`."""
     mirror: np.ndarray
     """(V,) id of each vertex's mirror image across x = 0."""
-    stages: tuple[Stage, ...] = ()
+
+    def stages(self, preset: str) -> tuple[Stage, ...]:
+        """See `HeadModel.stages`."""
+        return _STAGES[preset]
 
     def init_code(self, texture_size: int = 8) -> tuple[Identity, Expression]:
         """The mean person at rest, with an empty texture."""
@@ -137,9 +160,9 @@ class MorphableHead:
         )
         return identity, expression
 
-    def init_light(self) -> Float[Array, "9 3"]:
+    def init_light(self, bands: int = 3) -> Float[Array, "b 3"]:
         """Even white light under which a white Lambert surface has radiance 1."""
-        return jnp.zeros((9, 3)).at[0].set(jnp.sqrt(4 * jnp.pi))
+        return jnp.zeros((bands**2, 3)).at[0].set(jnp.sqrt(4 * jnp.pi))
 
     def full_activations(self, frame: Expression) -> Float[Array, "e"]:
         """Activations with what lids and gaze add: the vector that multiplies `expression_basis`."""
@@ -157,11 +180,15 @@ class MorphableHead:
         """Identity without expression, head frame."""
         return params.mean + jnp.einsum("i,ivc->vc", shared.shape, params.identity_basis, precision=_HIGHEST)
 
+    def eye_pivots(self, params: MorphableParams, shared: Identity) -> Float[Array, "2 3"]:
+        """Centres of rotation of the (left, right) eyeball, head frame."""
+        return params.eye_pivot + jnp.einsum("i,isc->sc", shared.shape, params.eye_pivot_basis, precision=_HIGHEST)
+
     def vertices(self, params: MorphableParams, shared: Identity, frame: Expression) -> Float[Array, "v 3"]:
         """Identity, plus blendshapes, with the eyeballs then turned rigidly about their centres."""
         full = self.full_activations(frame)
         v = self.neutral(params, shared) + jnp.einsum("e,evc->vc", full, params.expression_basis, precision=_HIGHEST)
-        pivots = params.eye_pivot + jnp.einsum("i,isc->sc", shared.shape, params.eye_pivot_basis, precision=_HIGHEST)
+        pivots = self.eye_pivots(params, shared)
         for side in range(2):
             turn = gaze_to_matrix(frame.gaze[side]) - jnp.eye(3)
             moved = jnp.matmul(v - pivots[side], turn.T, precision=_HIGHEST)
@@ -195,8 +222,43 @@ class MorphableHead:
         gaze = jnp.sum(frame.gaze**2) + 10 * jnp.sum((frame.gaze[0] - frame.gaze[1]) ** 2)
         return jnp.sum(shared.shape**2) + jnp.sum(shared.skin**2) + jnp.sum(a**2) + 30 * (outside + lids) + gaze
 
+    def motion_features(self, frame: Expression) -> Float[Array, "m"]:
+        """See `HeadModel.motion_features`: lids are left out, a blink is over in three frames."""
+        return jnp.concatenate([frame.activations, frame.gaze.ravel()])
+
     def landmark_points(self, vertices: Float[Array, "v 3"]) -> Float[Array, "478 3"]:
         """See `HeadModel.landmark_points`."""
         return self.landmarks478.on(vertices)
+
+    def scaled(self, factor: float) -> "MorphableHead":
+        """The same head with every length multiplied."""
+        p = self.params
+        names = ("mean", "identity_basis", "expression_basis", "eye_pivot", "eye_pivot_basis")
+        return dataclasses.replace(self, params=p.replace(**{n: getattr(p, n) * factor for n in names}))
+
+    def at_points(self, points: "SurfacePoints") -> "MorphableHead":
+        """The same head reduced to points on its surface: each becomes a vertex, no triangle is left.
+
+        A linear model of n points costs n / V of the whole one, which is what makes landmark and point-sampled photometric
+        fits cheap. Eye weights are those of the nearest corner, so that a point is either on an eyeball or not.
+        """
+        p, triangles, weights = self.params, points.triangles, np.asarray(points.weights, np.float32)
+
+        def mix(values: Array) -> Array:  # (..., V, c) -> (..., n, c), without a copy of the whole basis on the device
+            values = np.asarray(values)
+            return jnp.asarray(sum(values[..., triangles[:, i], :] * weights[:, i, None] for i in range(3)))
+
+        nearest = triangles[np.arange(len(triangles)), np.argmax(weights, axis=1)]
+        params = p.replace(
+            mean=mix(p.mean),
+            identity_basis=mix(p.identity_basis),
+            expression_basis=mix(p.expression_basis),
+            skin_mean=mix(p.skin_mean),
+            skin_basis=mix(p.skin_basis),
+            eye_weight=jnp.asarray(np.asarray(p.eye_weight)[nearest]),
+            specular=mix(p.specular[:, None])[:, 0],
+            roughness=mix(p.roughness[:, None])[:, 0],
+        )
+        return dataclasses.replace(self, params=params)
 
 

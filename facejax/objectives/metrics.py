@@ -216,8 +216,8 @@ def align_to_surface(
     surface: SurfaceSearch,
     start: Similarity,
     with_scale: bool = True,
-    iterations: int = 30,
-    sample: int = 1500,
+    iterations: int = 20,
+    sample: int = 1000,
 ) -> tuple[Similarity, Float[np.ndarray, " n"]]:
     """Move a surface onto points by iterated closest points; of many points, about `sample` steer.
 

@@ -1,7 +1,9 @@
 """The default `render`: light at vertices, rasterised, texture per pixel, silhouettes anti-aliased."""
 
+import functools
+import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +13,11 @@ from facejax.geometry.cameras import project, to_camera_frame
 from facejax.geometry.meshes import Topology, edge_neighbours, normalise, vertex_normals
 from facejax.geometry.records import Camera, Face, Image, Pose, PRNGKey
 from facejax.renderers.raster import antialias, interpolate, rasterise
-from facejax.renderers.sh import irradiance, reflection
+from facejax.renderers.sh import irradiance_basis, reflection_basis
 from facejax.renderers.texture import sample_texture
 
 
+@runtime_checkable
 class Render(Protocol):
     """Any renderer: pixels of one head in one frame.
 
@@ -27,20 +30,44 @@ class Render(Protocol):
     ) -> Image: ...
 
 
-def vertex_light(
-    face: Face, light: Float[Array, "b 3"], pose: Pose, normals_head: Float[Array, "v 3"]
-) -> tuple[Float[Array, "v 3"], Float[Array, "v 3"]]:
-    """(irradiance / pi, specular radiance) at vertices under an unshadowed light in the camera frame.
+def light_bases(
+    face: Face, pose: Pose, normals_head: Float[Array, "v 3"], bands: int
+) -> tuple[Float[Array, "v b"], Float[Array, "v b"]]:
+    """(irradiance / pi, specular radiance) at vertices per coefficient of an unshadowed light in the camera frame.
 
-    The specular term is Schlick's Fresnel factor times the light that arrives from around the mirror direction.
+    The specular term is the light that arrives from around the mirror direction, times the directional albedo of a GGX
+    surface (`specular_albedo`).
     """
     normals = jnp.matmul(normals_head, pose.rotation.T, precision=jax.lax.Precision.HIGHEST)
     to_eye = normalise(-to_camera_frame(face.vertices, pose))
     facing = jnp.clip(jnp.sum(normals * to_eye, axis=-1), 0.0, 1.0)
-    fresnel = face.specular + (1 - face.specular) * (1 - facing) ** 5
-    lobe = reflection(normals, to_eye, light, face.roughness)
-    specular = jnp.where(face.specular > 0, fresnel, 0.0)[:, None] * jnp.maximum(lobe, 0.0)
-    return jnp.maximum(irradiance(normals, light), 0.0), specular
+    gloss = specular_albedo(face.specular, face.roughness, facing)
+    lobe = reflection_basis(normals, to_eye, face.roughness, bands)
+    return irradiance_basis(normals, bands), gloss[:, None] * lobe
+
+
+def vertex_light(
+    face: Face, light: Float[Array, "b 3"], pose: Pose, normals_head: Float[Array, "v 3"]
+) -> tuple[Float[Array, "v 3"], Float[Array, "v 3"]]:
+    """(irradiance / pi, specular radiance) at vertices under an unshadowed light in the camera frame, never negative."""
+    diffuse, specular = light_bases(face, pose, normals_head, math.isqrt(light.shape[0]))
+    product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+    return jnp.maximum(product(diffuse, light), 0.0), jnp.maximum(product(specular, light), 0.0)
+
+
+def specular_albedo(
+    specular: Float[Array, "*n"], roughness: Float[Array, "*n"], facing: Float[Array, "*n"]
+) -> Float[Array, "*n"]:
+    """Share of even light that a GGX surface with Smith shadowing and Schlick's Fresnel term reflects towards the viewer.
+
+    Karis' analytic fit (2014, "Physically based shading on mobile"), in terms of sqrt(alpha); 0 where `specular` is 0.
+    roughness: alpha. facing: cosine between normal and viewer.
+    """
+    r = jnp.sqrt(roughness)
+    x = 1 - r
+    a = jnp.minimum(x * x, 2 ** (-9.28 * facing)) * x + 0.0425 - 0.0275 * r
+    scale, bias = 1.04 - 1.04 * a - 0.572 * r, 1.04 * a - 0.04 + 0.022 * r
+    return jnp.where(specular > 0, jnp.clip(specular * scale + bias, 0.0, 1.0), 0.0)
 
 
 def make_renderer(

@@ -75,24 +75,31 @@ def roughness_kernel(alpha: Float[Array, "*n"], bands: int) -> Float[Array, "*n 
     return jnp.exp(-(jnp.asarray(alpha)[..., None] ** 2) * l * (l + 1))
 
 
+def irradiance_basis(normals: Float[Array, "*n 3"], bands: int) -> Float[Array, "*n b"]:
+    """Radiance of a white Lambert surface (irradiance / pi) per coefficient of an unshadowed light in the normals' frame."""
+    return sh_basis(normals, bands) * per_band(lambert_kernel(bands), bands)
+
+
 def irradiance(normals: Float[Array, "*n 3"], light: Float[Array, "b 3"]) -> Float[Array, "*n 3"]:
     """Radiance of a white Lambert surface with these normals (irradiance / pi) under an unshadowed light.
 
     normals and light in the same frame. Light that is negative in places gives negative values: they are not clipped.
     """
-    bands = math.isqrt(light.shape[0])
-    used = min(bands, 9)
-    filtered = light[: used**2] * per_band(lambert_kernel(used), used)[:, None]
-    return jnp.matmul(sh_basis(normals, used), filtered, precision=_HIGHEST)
+    return jnp.matmul(irradiance_basis(normals, math.isqrt(light.shape[0])), light, precision=_HIGHEST)
+
+
+def reflection_basis(
+    normals: Float[Array, "*n 3"], to_eye: Float[Array, "*n 3"], roughness: Float[Array, "*n"], bands: int
+) -> Float[Array, "*n b"]:
+    """Light arriving from the mirror direction, blurred by a lobe of width `roughness` (alpha), per coefficient."""
+    mirror = 2 * jnp.sum(normals * to_eye, axis=-1, keepdims=True) * normals - to_eye
+    band_of = np.repeat(np.arange(bands), 2 * np.arange(bands) + 1)
+    return sh_basis(mirror, bands) * roughness_kernel(roughness, bands)[..., band_of]
 
 
 def reflection(
     normals: Float[Array, "*n 3"], to_eye: Float[Array, "*n 3"], light: Float[Array, "b 3"], roughness: Float[Array, "*n"]
 ) -> Float[Array, "*n 3"]:
-    """Light arriving from the mirror direction, blurred by a lobe of width `roughness` (alpha), before Fresnel."""
+    """Light arriving from around the mirror direction, before Fresnel, see `reflection_basis`."""
     bands = math.isqrt(light.shape[0])
-    mirror = 2 * jnp.sum(normals * to_eye, axis=-1, keepdims=True) * normals - to_eye
-    kernel = jnp.repeat(
-        roughness_kernel(roughness, bands), np.repeat(2 * np.arange(bands) + 1, 1), axis=-1, total_repeat_length=bands**2
-    )
-    return jnp.matmul(sh_basis(mirror, bands) * kernel, light, precision=_HIGHEST)
+    return jnp.matmul(reflection_basis(normals, to_eye, roughness, bands), light, precision=_HIGHEST)

@@ -1,0 +1,55 @@
+"""What a user may choose about a fit."""
+
+import dataclasses
+from typing import Literal
+
+
+@dataclasses.dataclass(frozen=True)
+class FitConfig:
+    """Choices of `fit_sequence`. Weights multiply squared residuals in millimetres on the face unless they say otherwise."""
+
+    preset: Literal["fast", "full"] = "fast"
+    """How many steps the head's stages take: `full` spends about five times as many, and renders what it compares."""
+    size: int = 256
+    """Side in pixels of the square face crop that photometric terms see."""
+    key_frames: int = 32
+    """Frames that identity, skin, texture and focal length are solved on, chosen for variety of pose."""
+    window: int = 64
+    """Frames solved together in one compiled batch; neighbouring windows overlap."""
+    texture_size: int | None = None
+    """Side in texels of the clip's UV texture, a power of two; default 512 for `fast`, 1024 for `full`."""
+    samples: int | None = None
+    """Points on the skin that photometric terms compare; default 1,500 for `fast`, 4,000 for `full`."""
+    blur_px: float = 1.0
+    """Gaussian blur of face crops, pixels: widens the reach of the photometric terms."""
+    bands: int = 3
+    """Spherical-harmonic bands of each frame's light."""
+    texture: bool = True
+    """Whether to solve appearance at all; False stops after landmarks."""
+
+    landmark_weight: float = 60.0
+    """Of the mean robust landmark residual of a frame."""
+    closure_weight: float = 30.0
+    """Of how far lips and lids are apart, compared with the observed distance."""
+    photometric_weight: float = 400.0
+    """Of the mean robust colour residual (display values in [0, 1]) of a frame."""
+    prior_weight: float = 0.3
+    """Of the head's code prior."""
+    pose_smoothness: float = 3.0
+    """Of the second difference in time of head pose (mm on the face)."""
+    code_smoothness: float = 3.0
+    """Of the second difference in time of expression."""
+    light_smoothness: float = 10.0
+    """Of the difference in time of light."""
+    focal_prior: float = 0.25
+    """Standard deviation of the natural log of the focal length about its guess, where intrinsics are unknown."""
+    field_of_view_deg: float = 30.0
+    """Guess of the field of view over the longer image side, where intrinsics are unknown."""
+
+    @property
+    def texture_size_for_preset(self) -> int:
+        return self.texture_size or {"fast": 512, "full": 1024}[self.preset]
+
+    @property
+    def samples_for_preset(self) -> int:
+        return self.samples or {"fast": 1500, "full": 4000}[self.preset]

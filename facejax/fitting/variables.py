@@ -1,0 +1,98 @@
+"""The unknowns of a fit: what is shared by a clip, what each frame has, and how poses are parametrised for an optimiser."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from facejax.geometry.records import Camera, Pose, PyTree
+from facejax.geometry.rotations import nearest_rotation, rotvec_to_matrix
+
+_HIGHEST = jax.lax.Precision.HIGHEST
+
+
+@chex.dataclass(frozen=True, mappable_dataclass=False)
+class PoseVariables:
+    """A head pose that an optimiser can move well: its coordinates barely interact, and none depends on the focal length."""
+
+    base: Float[Array, "3 3"]
+    """Rotation that `turn` starts from; constant."""
+    turn: Float[Array, "3"]
+    """Axis-angle (rad) applied after `base`, camera frame."""
+    anchor: Float[Array, "2"]
+    """Where the head's origin projects, minus the principal point, over `reference_px`."""
+    log_scale: Float[Array, ""]
+    """Log of focal length over depth of the head's origin (px per metre), over `reference_px`."""
+
+
+@chex.dataclass(frozen=True, mappable_dataclass=False)
+class ClipVariables:
+    """What is one for a whole clip."""
+
+    code: PyTree
+    """The head's shared code."""
+    log_focal: Float[Array, ""]
+    """Log of the focal length in px of the input video."""
+
+
+@chex.dataclass(frozen=True, mappable_dataclass=False)
+class FrameVariables:
+    """What each frame has for itself."""
+
+    pose: PoseVariables
+    code: PyTree
+    """The head's per-frame code."""
+    light: Float[Array, "b 3"]
+    """Spherical harmonics, camera frame."""
+
+
+def pose_of(variables: PoseVariables, camera: Camera, reference_px: float) -> Pose:
+    """The rigid motion that `PoseVariables` stand for under a camera."""
+    rotation = jnp.matmul(rotvec_to_matrix(variables.turn), variables.base, precision=_HIGHEST)
+    depth = camera.focal[0] / (jnp.exp(variables.log_scale) * reference_px)
+    offset = variables.anchor * reference_px / camera.focal * depth
+    return Pose(rotation=rotation, translation=jnp.append(offset, depth))
+
+
+def variables_of(pose: Pose, camera: Camera, reference_px: float) -> PoseVariables:
+    """Inverse of `pose_of`, with `turn` zero."""
+    depth = pose.translation[2]
+    return PoseVariables(
+        base=pose.rotation,
+        turn=jnp.zeros(3),
+        anchor=pose.translation[:2] / depth * camera.focal / reference_px,
+        log_scale=jnp.log(camera.focal[0] / depth / reference_px),
+    )
+
+
+def pose_from_landmarks(
+    points: Float[Array, "n 3"], pixels: Float[Array, "n 2"], weights: Float[Array, "n"], camera: Camera
+) -> Pose:
+    """Closed-form pose from points on a head and where they are seen: scaled orthography by weighted least squares.
+
+    points: head frame, metres. Exact in the limit of a distant camera; a start for refinement.
+    """
+    total = jnp.maximum(jnp.sum(weights), 1e-6)
+    centre_3d = jnp.sum(weights[:, None] * points, axis=0) / total
+    centre_2d = jnp.sum(weights[:, None] * pixels, axis=0) / total
+    x, y = points - centre_3d, pixels - centre_2d
+    moments = jnp.matmul((weights[:, None] * x).T, x, precision=_HIGHEST) + 1e-9 * jnp.eye(3)
+    affine = jnp.linalg.solve(moments, jnp.matmul((weights[:, None] * x).T, y, precision=_HIGHEST)).T
+    scale = jnp.sqrt(jnp.linalg.norm(affine[0]) * jnp.linalg.norm(affine[1]))
+    third = jnp.cross(affine[0], affine[1]) / scale
+    rotation = nearest_rotation(jnp.concatenate([affine, third[None]], axis=0) / scale)
+    depth = camera.focal[0] / scale
+    centre = jnp.append((centre_2d - camera.principal_point) / camera.focal * depth, depth)
+    return Pose(rotation=rotation, translation=centre - jnp.matmul(rotation, centre_3d, precision=_HIGHEST))
+
+
+def spread_frames(features: np.ndarray, count: int) -> np.ndarray:
+    """Sorted ids of `count` rows far apart from each other (greedy farthest points, from the most typical row)."""
+    features = np.asarray(features, dtype=np.float64)
+    chosen = [int(np.argmin(np.linalg.norm(features - np.median(features, axis=0), axis=1)))]
+    distance = np.linalg.norm(features - features[chosen[0]], axis=1)
+    while len(chosen) < min(count, len(features)):
+        chosen.append(int(np.argmax(distance)))
+        distance = np.minimum(distance, np.linalg.norm(features - features[chosen[-1]], axis=1))
+    return np.unique(chosen)
