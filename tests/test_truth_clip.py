@@ -262,7 +262,7 @@ def test_the_truth_scores_perfectly(case: tuple[TrackResult, Truth]) -> None:
     assert report["surface"]["posed_mm"] < 1e-2
     assert report["surface"]["scale"] == pytest.approx(1, abs=1e-3)
     assert report["rotation"]["max_degrees"] < 0.05
-    for name in ("blink", "lips"):
+    for name in ("blink", "blink_absolute", "lips"):
         assert report[name]["amplitude"] == pytest.approx(1, abs=1e-3)
         assert abs(report[name]["lag_frames"]) < 0.02
     assert report["blink"]["n_peaks"] == 2

@@ -156,13 +156,14 @@ def evaluate_truth(result: TrackResult, truth: Truth, *, posed_frames: int = 4) 
 
     `rotation`: degrees between tracked and true head rotations. Two meshes have two head frames: the constant rotation
     between them is taken from the whole clip (the chordal mean of R_true^T R_tracked) and removed, and `offset_degrees`
-    says by how much that differs from what the alignment of the neutral surfaces says of the same rotation: a constant
-    error would show there.
+    says by how much that differs from what the alignment of the neutral surfaces says of the same rotation. A constant
+    error would show there, but so do differences of shape: some degrees between two persons.
 
-    `blink`, `lips`: see `PeakMatch`, of the lids' closing and the lips' opening between landmarks in space, as shares
-    of the outer-eye distance. `jitter`, of a still clip only: RMS in mm of the narrow face's motion above 5 Hz, and of
-    what is left of it after each frame's rigid motion is taken out. Poses are compared on frames that did not fail; the
-    signals take all frames, bridged ones included.
+    `blink`, `lips`: see `PeakMatch`, between landmarks in space. A blink is how far the lids close as a share of their
+    median opening in the clip, so that a person's narrow eyes are no error of motion; `blink_absolute` and `lips` are in
+    outer-eye distances. `jitter`, of a still clip only: RMS in mm of the narrow face's motion above 5 Hz, and of what is
+    left of it after each frame's rigid motion is taken out. Poses are compared on frames that did not fail; the signals
+    take all frames, bridged ones included.
 
     Raises `InputError` when the track has frames that the truth does not.
     """
@@ -226,10 +227,15 @@ def evaluate_truth(result: TrackResult, truth: Truth, *, posed_frames: int = 4) 
             "within_face_mm": high_frequency_motion(held, float(truth.fps)),
         }
     else:
-        tracked = np.stack([mark(result.vertices_at(i)) for i in range(len(result))])
-        for name, pairs, sign in (("blink", LID_PAIRS, -1), ("lips", LIP_GAP_PAIRS, 1)):
-            signal, true = sign * opening(tracked, pairs), sign * opening(truth.landmarks_camera[ids], pairs)
-            report[name] = dataclasses.asdict(peak_amplitude_and_lag(signal, true, float(truth.fps)))
+        tracked, true = np.stack([mark(result.vertices_at(i)) for i in range(len(result))]), truth.landmarks_camera[ids]
+        lids, true_lids = opening(tracked, LID_PAIRS), opening(true, LID_PAIRS)
+        signals = {
+            "blink": (1 - lids / np.median(lids), 1 - true_lids / np.median(true_lids)),
+            "blink_absolute": (-lids, -true_lids),
+            "lips": (opening(tracked, LIP_GAP_PAIRS), opening(true, LIP_GAP_PAIRS)),
+        }
+        for name, (signal, true_signal) in signals.items():
+            report[name] = dataclasses.asdict(peak_amplitude_and_lag(signal, true_signal, float(truth.fps)))
     return report
 
 

@@ -389,6 +389,7 @@ def _mitsuba() -> Any:
         mi.set_variant("llvm_ad_rgb")
     except InputError:
         mi.set_variant("scalar_rgb")
+    mi.set_log_level(mi.LogLevel.Error)
     return mi
 
 
