@@ -160,10 +160,10 @@ def evaluate_truth(result: TrackResult, truth: Truth, *, posed_frames: int = 4) 
     error would show there, but so do differences of shape: some degrees between two persons.
 
     `blink`, `lips`: see `PeakMatch`, between landmarks in space. A blink is how far the lids close as a share of their
-    median opening in the clip, so that a person's narrow eyes are no error of motion; `blink_absolute` and `lips` are in
-    outer-eye distances. `jitter`, of a still clip only: RMS in mm of the narrow face's motion above 5 Hz, and of what is
-    left of it after each frame's rigid motion is taken out. Poses are compared on frames that did not fail; the signals
-    take all frames, bridged ones included.
+    median opening in the clip, so that a person's narrow eyes are no error of motion; `blink_absolute` and `lips` are
+    in outer-eye distances. `jitter`, of a still clip only: RMS in mm of the narrow face's motion above 5 Hz, and of
+    what is left of it after each frame's rigid motion is taken out. Poses are compared on frames that did not fail;
+    the signals take all frames, bridged ones included.
 
     Raises `InputError` when the track has frames that the truth does not.
     """
