@@ -233,7 +233,7 @@ def _perfect(head: MorphableHead, truth: Truth, spec: TruthSpec) -> TrackResult:
         subject,
         shared=shared,
         frames=expression,
-        poses=Pose(rotation=jnp.asarray(truth.rotation), translation=jnp.asarray(truth.translation)),
+        poses=jax.vmap(lambda r, t: Pose(rotation=r, translation=t))(truth.rotation, truth.translation),
         light=light,
         camera=Camera(focal=jnp.asarray(truth.intrinsics[[0, 1], [0, 1]]), principal_point=jnp.full(2, size / 2)),
         image_size=(size, size),
@@ -291,7 +291,7 @@ def test_errors_are_measured_as_made(case: tuple[TrackResult, Truth], head: Morp
     assert report["rotation"]["offset_degrees"] == pytest.approx(np.degrees(np.hypot(0.2, 0.1)), abs=0.5)
     assert report["blink"]["lag_frames"] == pytest.approx(1, abs=0.15)
     with pytest.raises(InputError, match="another clip"):
-        evaluate_truth(result, dataclasses.replace(truth, vertices=truth.vertices[:5]))
+        evaluate_truth(result, make_truth(head, TruthSpec(frames=5))[0])
 
 
 def test_jitter_of_a_still_clip(head: MorphableHead) -> None:

@@ -84,7 +84,7 @@ def evaluate_track(
 
 def evaluate_picture(
     result: TrackResult, video: Video, *, frames: Sequence[int] | None = None, size: int = 512, max_frames: int = 40
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """PSNR and SSIM of the tracked head's rendering against the video, means over frames, sRGB values.
 
     Compared where the rendering covers more than half a pixel inside the landmarks' convex hull; `hull_coverage` is the

@@ -197,12 +197,8 @@ def make_motion(head: MorphableHead, spec: TruthSpec) -> tuple[Expression, np.nd
         angles[:, 2] = np.radians(spec.roll_degrees) * np.sin(2 * np.pi * (1.3 * phase + 0.1))
     else:
         angles[:] = np.radians([3.0, 12.0, -2.0])
-    expression = Expression(
-        activations=jnp.asarray(activations, jnp.float32),
-        gaze=jnp.asarray(gaze, jnp.float32),
-        eyelids=jnp.asarray(eyelids, jnp.float32),
-    )
-    return expression, angles
+    arrays = (jnp.asarray(x, jnp.float32) for x in (activations, gaze, eyelids))
+    return jax.vmap(lambda a, g, l: Expression(activations=a, gaze=g, eyelids=l))(*arrays), angles
 
 
 def make_truth(head: MorphableHead, spec: TruthSpec) -> tuple[Truth, MorphableHead]:
