@@ -1,6 +1,5 @@
 """The landmark objective: pose, expression and identity from where points were seen."""
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +8,7 @@ from jaxtyping import Array, Float
 from facejax.fitting.config import FitConfig
 from facejax.fitting.variables import ClipVariables, FrameVariables, pose_of
 from facejax.geometry.cameras import project, to_camera_frame
-from facejax.geometry.records import Camera, PyTree
+from facejax.geometry.records import Camera, PyTree, Record, record
 from facejax.models import landmark_names as names
 from facejax.objectives.landmarks import FACE_RADIUS_MM, closure_loss, face_radius_px, landmark_loss
 from facejax.objectives.temporal import acceleration, robust_acceleration
@@ -28,8 +27,8 @@ def group_weights() -> np.ndarray:
     return weights
 
 
-@chex.dataclass(frozen=True, mappable_dataclass=False)
-class LandmarkData:
+@record
+class LandmarkData(Record):
     """What was seen in a batch of frames."""
 
     target: Float[Array, "f 478 2"]

@@ -5,7 +5,6 @@ shape, light and colour, none for silhouettes, at a hundredth of the cost. Which
 spherical-harmonic coefficient reaches the eye from them, is found once before a stage and held during it.
 """
 
-import chex
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -14,13 +13,13 @@ from facejax.fitting.config import FitConfig
 from facejax.fitting.landmark_fit import clip_camera
 from facejax.fitting.variables import ClipVariables, FrameVariables, pose_of
 from facejax.geometry.cameras import project, to_camera_frame
-from facejax.geometry.records import Camera, PyTree
+from facejax.geometry.records import Camera, PyTree, Record, record
 from facejax.objectives.photometric import photometric_loss
 from facejax.renderers.texture import sample_bilinear
 
 
-@chex.dataclass(frozen=True, mappable_dataclass=False)
-class PhotometricData:
+@record
+class PhotometricData(Record):
     """What was seen in a batch of frames."""
 
     crop: Float[Array, "f s s 3"]

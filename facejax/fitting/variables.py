@@ -1,20 +1,19 @@
-"""The unknowns of a fit: what is shared by a clip, what each frame has, and how poses are parametrised for an optimiser."""
+"""The unknowns of a fit: what a clip shares, what each frame has, and how poses are parametrised for an optimiser."""
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from facejax.geometry.records import Camera, Pose, PyTree
+from facejax.geometry.records import Camera, Pose, PyTree, Record, record
 from facejax.geometry.rotations import nearest_rotation, rotvec_to_matrix
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 
-@chex.dataclass(frozen=True, mappable_dataclass=False)
-class PoseVariables:
-    """A head pose that an optimiser can move well: its coordinates barely interact, and none depends on the focal length."""
+@record
+class PoseVariables(Record):
+    """A head pose that an optimiser moves well: its coordinates barely interact, none depends on the focal length."""
 
     base: Float[Array, "3 3"]
     """Rotation that `turn` starts from; constant."""
@@ -26,8 +25,8 @@ class PoseVariables:
     """Log of focal length over depth of the head's origin (px per metre), over `reference_px`."""
 
 
-@chex.dataclass(frozen=True, mappable_dataclass=False)
-class ClipVariables:
+@record
+class ClipVariables(Record):
     """What is one for a whole clip."""
 
     code: PyTree
@@ -36,15 +35,15 @@ class ClipVariables:
     """Log of the focal length in px of the input video."""
 
 
-@chex.dataclass(frozen=True, mappable_dataclass=False)
-class FrameVariables:
+@record
+class FrameVariables(Record):
     """What each frame has for itself."""
 
     pose: PoseVariables
     code: PyTree
     """The head's per-frame code."""
-    light: Float[Array, "b 3"]
-    """Spherical harmonics, camera frame."""
+    light: Float[Array | np.ndarray, "*frames b 3"]
+    """Spherical harmonics, camera frame; on the host, those of all frames of a clip as one numpy array."""
 
 
 def pose_of(variables: PoseVariables, camera: Camera, reference_px: float) -> Pose:

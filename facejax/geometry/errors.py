@@ -2,4 +2,4 @@
 
 
 class InputError(ValueError):
-    """Bad input, in one sentence: what was expected, what came, what to do. The command line prints it and exits with 2."""
+    """Bad input, in one sentence: what was expected, what came, what to do. The command prints it and exits with 2."""

@@ -5,7 +5,8 @@ All are pytrees of arrays for ONE face and ONE frame; batches are made by `jax.v
 `facejax.geometry.meshes.Topology`.
 """
 
-from typing import Any
+import typing
+from typing import Any, TypeVar
 
 import chex
 import jax
@@ -14,9 +15,37 @@ from jaxtyping import Array, Float
 PyTree = Any
 PRNGKey = jax.Array
 
+_T = TypeVar("_T", bound="Record")
 
-@chex.dataclass(frozen=True, mappable_dataclass=False)
-class Pose:
+
+class Record:
+    """What `record` adds to a class, spelt out for type checkers."""
+
+    def replace(self: _T, **changes: Any) -> _T:
+        """The same record with some fields changed. Shapes are not checked: it may be a batch made by `jax.vmap`."""
+        unknown = changes.keys() - self.__dict__.keys()
+        if unknown:
+            raise TypeError(f"{type(self).__name__} has no field {', '.join(sorted(unknown))}")
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__, **changes)
+        return twin
+
+
+@typing.dataclass_transform(frozen_default=True)
+def record(cls: type[_T]) -> type[_T]:
+    """Class decorator: a frozen dataclass that is a pytree, for subclasses of `Record`.
+
+    chex's kind survives vmap, scan, hessian and optax masks under run-time shape checks, because its unflatten does not
+    run `__init__`, as that of `jax.tree_util.register_dataclass` does.
+    """
+    made = chex.dataclass(cls, frozen=True, mappable_dataclass=False)
+    # chex's own `replace` runs `__init__` and with it the shape checks, which refuse batches
+    made.replace = Record.replace  # type: ignore[method-assign]
+    return made
+
+
+@record
+class Pose(Record):
     """Rigid motion from the head frame to the camera frame: `x_camera = rotation @ x_head + translation`."""
 
     rotation: Float[Array, "3 3"]
@@ -25,8 +54,8 @@ class Pose:
     """Metres, in the camera frame."""
 
 
-@chex.dataclass(frozen=True, mappable_dataclass=False)
-class Camera:
+@record
+class Camera(Record):
     """Pinhole camera at the origin of the OpenCV camera frame (+x right, +y down, +z forward)."""
 
     focal: Float[Array, "2"]
@@ -35,8 +64,8 @@ class Camera:
     """(cx, cy) in pixels; the centre of the top-left pixel is (0.5, 0.5)."""
 
 
-@chex.dataclass(frozen=True, mappable_dataclass=False)
-class Face:
+@record
+class Face(Record):
     """Geometry and appearance of a head, in the head frame: what `HeadModel.decode` returns and `render` draws."""
 
     vertices: Float[Array, "v 3"]
@@ -51,8 +80,8 @@ class Face:
     """Width alpha of the specular lobe per vertex, in (0, 1]."""
 
 
-@chex.dataclass(frozen=True, mappable_dataclass=False)
-class Image:
+@record
+class Image(Record):
     """What `render` returns. Where `coverage` is 0, colour and depth are 0."""
 
     colour: Float[Array, "h w 3"]

@@ -7,14 +7,13 @@ a `MorphableHead` is arrays plus tables, and a new one is a new loader that fill
 import dataclasses
 from collections.abc import Mapping
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from facejax.geometry.meshes import Topology, barycentric_points
-from facejax.geometry.records import Face
+from facejax.geometry.records import Face, Record, record
 from facejax.geometry.rotations import gaze_to_matrix
 from facejax.models.head import Stage
 
@@ -50,8 +49,8 @@ GAZE_RANGE_RAD = 0.6
 """Eyeball rotation (rad) at which an `eyeLook...` shape of the lids reaches activation 1."""
 
 
-@chex.dataclass(frozen=True, mappable_dataclass=False)
-class MorphableParams:
+@record
+class MorphableParams(Record):
     """Arrays of a linear head, in metres and the head frame; `v` vertices, `i` identity modes, `e` expressions, `k` skin modes."""
 
     mean: Float[Array, "v 3"]
@@ -76,8 +75,8 @@ class MorphableParams:
     """Width alpha of the specular lobe."""
 
 
-@chex.dataclass(frozen=True, mappable_dataclass=False)
-class Identity:
+@record
+class Identity(Record):
     """What is one for a person and a clip."""
 
     shape: Float[Array, "i"]
@@ -88,8 +87,8 @@ class Identity:
     """Factor per texel on the albedo (linear): what the prior cannot say."""
 
 
-@chex.dataclass(frozen=True, mappable_dataclass=False)
-class Expression:
+@record
+class Expression(Record):
     """What moves from frame to frame."""
 
     activations: Float[Array, "e"]

@@ -11,19 +11,20 @@ triangle that fills the image still comes out whole.
 
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
+
+from facejax.geometry.records import Record, record
 
 _PATCH = 3  # pixels; measured best for faces of 20,000 triangles at 256 to 512 pixels
 _CHUNK = 4096  # further patches drawn per turn of the loop
 _NEAR = 1e-3  # metres
 
 
-@chex.dataclass(frozen=True, mappable_dataclass=False)
-class Fragments:
+@record
+class Fragments(Record):
     """What is visible at each pixel."""
 
     triangle: Int[Array, "h w"]
