@@ -543,7 +543,8 @@ def make_truth_clip(out: Path, head: MorphableHead, spec: TruthSpec, environment
     for i, vertices in enumerate(truth.vertices):
         linear = studio.render(vertices, seed=spec.seed * 100_003 + i)
         if i == 0:
-            face = hull_mask(truth.landmarks[0], linear.shape[:2])
+            on_image = vertices[truth.narrow_face > 0.5] @ truth.intrinsics.T
+            face = hull_mask(on_image[:, :2] / on_image[:, 2:], linear.shape[:2])
             exposure = 0.7 / max(float(np.percentile(linear[face].mean(axis=1), 95)), 1e-6)
         photograph = add_sensor_noise(exposure * linear, spec, rng)
         iio.imwrite(frames / f"{i:05d}.png", linear_to_srgb_bytes(photograph))
