@@ -34,12 +34,14 @@ def regions(mesh: Mesh) -> dict[str, np.ndarray]:
     neck = np.maximum(throat, nape) * front
     # The hair line: level above the forehead, down before the ears, round behind them.
     edge = np.interp(x, [0, 35, 50, 58, 66, 72], [92, 90, 80, 62, 40, 30]) + 0.55 * np.minimum(z - 45, 0)
-    hair = np.maximum(smooth_step(y - edge, -5, 6) * smooth_step(y, -2, 16), smooth_step(z, -2, -20) * smooth_step(y, -32, -8))
+    hair = np.maximum(
+        smooth_step(y - edge, -5, 6) * smooth_step(y, -2, 16), smooth_step(z, -2, -20) * smooth_step(y, -32, -8)
+    )
     scalp = hair * front * (1 - neck)
     oval = ((x / 62) ** 2 + ((y + 2) / np.where(y > -2, 78.0, 80.0)) ** 2) ** 0.5
     narrow = smooth_step(oval, 1.0, 0.93) * smooth_step(z, 38, 50) * front * (1 - neck)
     nostril = (part == build.NOSTRIL) & skin
-    nose = front * smooth_step(np.hypot(x / (9.5 + 12 * smooth_step(y, 26, 0)), (y - 14) / 30), 1.05, 0.85) * (z > 90)
+    nose = front * smooth_step(np.hypot(x / (9.5 + 12 * smooth_step(y, 26, 0)), (y - 12) / 33), 1.05, 0.85) * (z > 90)
     brow = _distance_2d(np.column_stack([x, y]), _BROW, _BROW_HALF_HEIGHT)
     masks = {
         "skin": skin,
@@ -47,7 +49,10 @@ def regions(mesh: Mesh) -> dict[str, np.ndarray]:
         "neck": neck,
         "scalp": scalp,
         "ears": ears,
-        "lips": (part == build.MOUTH) * (ring < build.BAG_RING) * np.interp(ring, [3, 4, 5], [0.1, 0.6, 1.0]) * (ring >= 3),
+        "lips": (part == build.MOUTH)
+        * (ring < build.BAG_RING)
+        * np.interp(ring, [3, 4, 5], [0.1, 0.6, 1.0])
+        * (ring >= 3),
         "nose": np.maximum(nose, nostril),
         "brows": smooth_step(brow, 1.5, 0.45) * front * (z > 55),
         "eye_sockets": socket,
@@ -80,12 +85,19 @@ def mean_albedo(mesh: Mesh, masks: dict[str, np.ndarray], prior: np.ndarray) -> 
     c = _mix(c, (0.58, 0.40, 0.35), ball * smooth_step(aside, 0.6, 1.0))
     inner = ball & (ring <= 6)
     c[inner] = _IRIS[ring[inner]]
-    c = _mix(c, (0.36, 0.29, 0.20), 0.8 * masks["teeth"] * (ring % 3 == 0))
-    return c
+    return _mix(c, (0.36, 0.29, 0.20), 0.8 * masks["teeth"] * (ring % 3 == 0))
 
 
 _IRIS = np.array(
-    [[0.008] * 3, [0.008] * 3, [0.008] * 3, [0.16, 0.095, 0.045], [0.13, 0.09, 0.055], [0.08, 0.065, 0.048], [0.03, 0.027, 0.025]]
+    [
+        [0.008] * 3,
+        [0.008] * 3,
+        [0.008] * 3,
+        [0.16, 0.095, 0.045],
+        [0.13, 0.09, 0.055],
+        [0.08, 0.065, 0.048],
+        [0.03, 0.027, 0.025],
+    ]
 )
 """Linear albedo of the rings of an eyeball, from the middle of the pupil to the rim of the iris."""
 
@@ -94,7 +106,14 @@ def specular_and_roughness(mesh: Mesh, masks: dict[str, np.ndarray]) -> tuple[np
     """Fresnel reflectance at normal incidence and lobe width (V,) of skin, eyes, teeth and gums."""
     specular = np.full(len(mesh.vertices), 0.028)
     roughness = np.full(len(mesh.vertices), 0.40)
-    for name, f0, alpha in (("nose", 0.030, 0.33), ("lips", 0.032, 0.30), ("eyeballs", 0.025, 0.06), ("teeth", 0.045, 0.15), ("gums", 0.030, 0.20), ("brows", 0.02, 0.5)):
+    for name, f0, alpha in (
+        ("nose", 0.030, 0.33),
+        ("lips", 0.032, 0.30),
+        ("eyeballs", 0.025, 0.06),
+        ("teeth", 0.045, 0.15),
+        ("gums", 0.030, 0.20),
+        ("brows", 0.02, 0.5),
+    ):
         w = masks[name]
         specular, roughness = specular * (1 - w) + f0 * w, roughness * (1 - w) + alpha * w
     return specular.astype(np.float32), roughness.astype(np.float32)

@@ -1,7 +1,7 @@
 """Build the mesh of the built-in head: `python -m facejax.models.generic.build` writes `mesh.npz` beside this file.
 
-Laying out and relaxing the mesh takes half a minute and scipy, so the result is shipped; what is computed from it when the
-head is loaded (identity modes, expressions, colours) is in the other modules.
+Laying out and relaxing the mesh takes half a minute and scipy, so the result is shipped; what is computed from it when
+the head is loaded (identity modes, expressions, colours) is in the other modules.
 """
 
 import dataclasses
@@ -50,7 +50,7 @@ class Mesh:
 def _disc(direction: np.ndarray) -> np.ndarray:
     """Azimuthal chart of directions (n, 3) about +z, the back compressed: (n, 2) within the unit disc."""
     rho = np.arccos(np.clip(direction[:, 2], -1, 1)) / np.pi
-    radius = 1.32 * rho - 0.32 * rho**2
+    radius = 1.7 * rho - 0.7 * rho**2
     flat = direction[:, :2] / np.maximum(np.linalg.norm(direction[:, :2], axis=1, keepdims=True), 1e-12)
     return radius[:, None] * flat
 
@@ -64,6 +64,7 @@ def _half_chart(half: layout.Half) -> np.ndarray:
         outer = np.flatnonzero(here & (half.ring == 0))
         if part in (EYE, MOUTH):
             shown = SOCKET_RING if part == EYE else BAG_RING
+
             # Seen from the front the rings lie inside one another: place them as they look, drawn to the outer ring.
             def place(ring: int, part: int = part) -> np.ndarray:
                 ids = np.flatnonzero((half.part == part) & (half.ring == ring))
@@ -99,8 +100,8 @@ _CELLS = {  # lower left corner and size of each part's cell; skin is the disc a
     "bag": ((0.01, 0.01), (0.17, 0.17)),
     EYEBALL: ((0.20, 0.01), (0.15, 0.15)),
     "eyeball right": ((0.36, 0.01), (0.15, 0.15)),
-    UPPER_TEETH: ((0.53, 0.10), (0.22, 0.075)),
-    LOWER_TEETH: ((0.53, 0.01), (0.22, 0.075)),
+    UPPER_TEETH: ((0.53, 0.085), (0.22, 0.065)),
+    LOWER_TEETH: ((0.53, 0.01), (0.22, 0.065)),
     UPPER_GUM: ((0.77, 0.10), (0.22, 0.03)),
     LOWER_GUM: ((0.77, 0.055), (0.22, 0.03)),
     TONGUE: ((0.85, 0.15), (0.14, 0.14)),
@@ -120,7 +121,7 @@ def signed_areas(uv: np.ndarray, uv_faces: np.ndarray) -> np.ndarray:
 
 
 def _unfold(uv: np.ndarray, uv_faces: np.ndarray, movable: np.ndarray) -> None:
-    """Move the `movable` corners of folded triangles to the mean of their neighbours, in place, until nothing is folded."""
+    """Move the `movable` corners of folded triangles to the mean of their neighbours, in place, until none is."""
     for _ in range(200):
         bad = (signed_areas(uv, uv_faces) < 1e-8) & movable[uv_faces].any(axis=1)
         if not bad.any():
@@ -210,7 +211,14 @@ def build() -> Mesh:
         p = piece.position
         if code != EYEBALL:  # close the half on the midline to know which way its triangles face
             a, b, c = (p[f[:, i]] for i in range(3))
-            if np.einsum("ni,ni->", np.cross(a - [0, p[:, 1].mean(), 70], b - [0, p[:, 1].mean(), 70]), c - [0, p[:, 1].mean(), 70]) < 0:
+            if (
+                np.einsum(
+                    "ni,ni->",
+                    np.cross(a - [0, p[:, 1].mean(), 70], b - [0, p[:, 1].mean(), 70]),
+                    c - [0, p[:, 1].mean(), 70],
+                )
+                < 0
+            ):
                 f = f[:, ::-1]
         positions.append(p)
         faces.append(f + start)
@@ -272,7 +280,12 @@ def build() -> Mesh:
                 v = int(tri[row, c])
                 if code == TONGUE and slots[c] == top and on_right and vertices[v, 0] == 0:
                     value = uv[v] * [-1, 1] + [2 * (corner[0] + 0.5 * size[0]), 0]
-                elif code != TONGUE and slots[c] == 0 and (slots == top).any() and ring_v[v] < ring_v[part_v == code].max():
+                elif (
+                    code != TONGUE
+                    and slots[c] == 0
+                    and (slots == top).any()
+                    and ring_v[v] < ring_v[part_v == code].max()
+                ):
                     value = np.array([uv[v, 0], corner[1] + 0.98 * size[1]])
                 else:
                     continue

@@ -1,7 +1,7 @@
-"""The 52 ARKit-named expressions of the built-in head, as displacements at activation 1. Millimetres inside, metres out.
+"""The 52 ARKit-named expressions of the built-in head, as displacements at activation 1. Millimetres inside.
 
-The jaw turns about the joint in front of the ears; lids slide over the eyeballs; the rest are soft pushes of muscles. The
-subject's left is made, the right is its mirror image.
+The jaw turns about the joint in front of the ears; lids slide over the eyeballs; the rest are soft pushes of muscles.
+The subject's left is made, the right is its mirror image.
 """
 
 import numpy as np
@@ -11,14 +11,15 @@ from facejax.models.generic.build import Mesh
 from facejax.models.generic.sculpt import FLIP, smooth_step
 
 ARKIT_NAMES = (
-    "eyeBlinkLeft", "eyeLookDownLeft", "eyeLookInLeft", "eyeLookOutLeft", "eyeLookUpLeft", "eyeSquintLeft", "eyeWideLeft",
-    "eyeBlinkRight", "eyeLookDownRight", "eyeLookInRight", "eyeLookOutRight", "eyeLookUpRight", "eyeSquintRight",
-    "eyeWideRight", "jawForward", "jawLeft", "jawRight", "jawOpen", "mouthClose", "mouthFunnel", "mouthPucker", "mouthLeft",
-    "mouthRight", "mouthSmileLeft", "mouthSmileRight", "mouthFrownLeft", "mouthFrownRight", "mouthDimpleLeft",
-    "mouthDimpleRight", "mouthStretchLeft", "mouthStretchRight", "mouthRollLower", "mouthRollUpper", "mouthShrugLower",
+    "eyeBlinkLeft", "eyeLookDownLeft", "eyeLookInLeft", "eyeLookOutLeft", "eyeLookUpLeft", "eyeSquintLeft",
+    "eyeWideLeft", "eyeBlinkRight", "eyeLookDownRight", "eyeLookInRight", "eyeLookOutRight", "eyeLookUpRight",
+    "eyeSquintRight", "eyeWideRight", "jawForward", "jawLeft", "jawRight", "jawOpen", "mouthClose", "mouthFunnel",
+    "mouthPucker", "mouthLeft", "mouthRight", "mouthSmileLeft", "mouthSmileRight", "mouthFrownLeft", "mouthFrownRight",
+    "mouthDimpleLeft", "mouthDimpleRight", "mouthStretchLeft", "mouthStretchRight", "mouthRollLower", "mouthRollUpper", "mouthShrugLower",
     "mouthShrugUpper", "mouthPressLeft", "mouthPressRight", "mouthLowerDownLeft", "mouthLowerDownRight",
     "mouthUpperUpLeft", "mouthUpperUpRight", "browDownLeft", "browDownRight", "browInnerUp", "browOuterUpLeft",
-    "browOuterUpRight", "cheekPuff", "cheekSquintLeft", "cheekSquintRight", "noseSneerLeft", "noseSneerRight", "tongueOut",
+    "browOuterUpRight", "cheekPuff", "cheekSquintLeft", "cheekSquintRight", "noseSneerLeft", "noseSneerRight",
+    "tongueOut",
 )  # fmt: skip
 """In the order of Apple's `ARFaceAnchor.BlendShapeLocation` documentation."""
 
@@ -134,7 +135,7 @@ def displacements(mesh: Mesh) -> np.ndarray:
     shapes["jawRight"] = shapes["jawLeft"][mirror] * FLIP
 
     # The mouth.
-    x, y = v[:, 0], v[:, 1]
+    x, _y = v[:, 0], v[:, 1]
     corner = (25.0, -31.5, 98.0)
     muzzle = _bump(v, (0, -31, 108), (24, 14, 26)) * m.soft
     narrow = np.zeros_like(v)
@@ -148,19 +149,33 @@ def displacements(mesh: Mesh) -> np.ndarray:
     funnel = np.zeros_like(v)
     funnel[:, 1] = muzzle * (4.6 * m.upper - 5.6 * m.lower)
     shapes["mouthFunnel"] = 0.62 * narrow + forward[:, None] * np.array([0, 0, 6.5]) + funnel + 0.8 * flare
-    shapes["mouthLeft"] = push((0, -31, 108), (27, 15, 30), (8.0, 0, 0)) + push((26, -30, 96), (13, 13, 20), (1.0, 0.8, -3.0))
+    shapes["mouthLeft"] = push((0, -31, 108), (27, 15, 30), (8.0, 0, 0)) + push(
+        (26, -30, 96), (13, 13, 20), (1.0, 0.8, -3.0)
+    )
     shapes["mouthRight"] = shapes["mouthLeft"][mirror] * FLIP
     pair(
         "mouthSmile",
         push(corner, (12, 10.5, 20), (5.2, 7.0, -4.5)) + push((13, -31, 108), (8, 9, 20), (1.6, 1.2, -1.6))
         + push((39, -4, 90), (14, 12, 16), (1.0, 4.0, 2.4)) + push((34, 14, 90), (13, 7, 12), (0, 1.5, 0.6)),
     )  # fmt: skip
-    pair("mouthFrown", push((25, -33, 97), (10.5, 10, 20), (1.0, -6.5, -1.2)) + push((13, -36, 106), (8, 8, 18), (0, -1.2, 0)))
+    pair(
+        "mouthFrown",
+        push((25, -33, 97), (10.5, 10, 20), (1.0, -6.5, -1.2)) + push((13, -36, 106), (8, 8, 18), (0, -1.2, 0)),
+    )
     pair("mouthDimple", push((26, -31.5, 97), (8.5, 8, 18), (3.6, 0.8, -4.0)))
-    pair("mouthStretch", push((26, -35, 95), (13, 14, 22), (6.5, -4.0, -4.0)) + push((14, -38, 106), (8, 9, 18), (1.5, -1.6, -0.8)))
+    pair(
+        "mouthStretch",
+        push((26, -35, 95), (13, 14, 22), (6.5, -4.0, -4.0)) + push((14, -38, 106), (8, 9, 18), (1.5, -1.6, -0.8)),
+    )
     wide = _bump(v, (0, -31, 110), (19, 14, 30))
-    roll = np.where(mesh.part == build.MOUTH, np.interp(mesh.ring, [1, 3, 4, 6, 8, 9, 10, 12], [0, 0.55, 1, 0.9, 0.35, 0.0, 0, 0]), 0.0)
-    back = np.where(mesh.part == build.MOUTH, np.interp(mesh.ring, [1, 3, 5, 7, 9, 11, 13], [0, 0.3, 0.8, 1.0, 1.0, 0.5, 0]), 0.0)
+    roll = np.where(
+        mesh.part == build.MOUTH,
+        np.interp(mesh.ring, [1, 3, 4, 6, 8, 9, 10, 12], [0, 0.55, 1, 0.9, 0.35, 0.0, 0, 0]),
+        0.0,
+    )
+    back = np.where(
+        mesh.part == build.MOUTH, np.interp(mesh.ring, [1, 3, 5, 7, 9, 11, 13], [0, 0.3, 0.8, 1.0, 1.0, 0.5, 0]), 0.0
+    )
     shapes["mouthRollLower"] = (m.lower * wide)[:, None] * np.column_stack([0 * x, 5.2 * roll, -4.2 * back])
     shapes["mouthRollUpper"] = (m.upper * wide)[:, None] * np.column_stack([0 * x, -4.6 * roll, -4.2 * back])
     shapes["mouthShrugLower"] = (
@@ -169,7 +184,9 @@ def displacements(mesh: Mesh) -> np.ndarray:
     )  # fmt: skip
     shapes["mouthShrugUpper"] = push((0, -25, 112), (20, 9, 26), (0, 3.4, 1.8), m.upper)
     press = np.column_stack([0 * x, roll * (2.0 * m.lower - 1.8 * m.upper), -1.6 * back])
-    pair("mouthPress", _bump(v, (15, -31, 106), (9, 14, 30))[:, None] * press + push(corner, (8, 7, 18), (0.8, 0, -1.2)))
+    pair(
+        "mouthPress", _bump(v, (15, -31, 106), (9, 14, 30))[:, None] * press + push(corner, (8, 7, 18), (0.8, 0, -1.2))
+    )
     pair("mouthLowerDown", push((12, -38, 106), (11, 10, 26), (1.4, -6.5, -0.5), m.lower))
     pair(
         "mouthUpperUp",
@@ -177,10 +194,17 @@ def displacements(mesh: Mesh) -> np.ndarray:
     )
 
     # Brows, cheeks, nose.
-    pair("browDown", push((21, 54, 97), (15, 9, 16), (-2.0, -5.0, 0.6)) + push((9, 54, 102), (8, 8, 12), (-1.6, -2.0, 0.8)))
-    shapes["browInnerUp"] = both((13, 57, 100), (11, 12, 16), (-0.6, 6.2, 0.2)) + push((0, 74, 106), (24, 13, 16), (0, 2.6, 0))
+    pair(
+        "browDown",
+        push((21, 54, 97), (15, 9, 16), (-2.0, -5.0, 0.6)) + push((9, 54, 102), (8, 8, 12), (-1.6, -2.0, 0.8)),
+    )
+    shapes["browInnerUp"] = both((13, 57, 100), (11, 12, 16), (-0.6, 6.2, 0.2)) + push(
+        (0, 74, 106), (24, 13, 16), (0, 2.6, 0)
+    )
     pair("browOuterUp", push((38, 57, 87), (14, 12, 16), (0.4, 6.5, 0)))
-    shapes["cheekPuff"] = both((39, -24, 86), (16, 17, 22), (7.5, 0, 5.5)) + push((0, -31, 108), (26, 14, 22), (0, 0, 2.2))
+    shapes["cheekPuff"] = both((39, -24, 86), (16, 17, 22), (7.5, 0, 5.5)) + push(
+        (0, -31, 108), (26, 14, 22), (0, 0, 2.2)
+    )
     pair("cheekSquint", push((37, 12, 90), (16, 10, 16), (0.2, 4.4, 2.2)))
     pair(
         "noseSneer",

@@ -18,7 +18,7 @@ LANDMARKS_478 = Path(__file__).parent / "landmarks478.npz"
 _PLACES = {
     16: (73, 30, 14), 15: (70, 8, 16), 14: (67, -11, 20), 13: (61, -30, 26), 12: (54, -46, 38), 11: (45, -60, 53),
     10: (32, -71, 70), 9: (17, -79, 85), 8: (0, -81, 93),
-    22: (8.5, 52, 103), 23: (17, 56.5, 100), 24: (27, 59.5, 96), 25: (37, 58.5, 89), 26: (46.5, 52, 79),
+    22: (8.5, 51, 103), 23: (17, 55.5, 100), 24: (27, 58.5, 96), 25: (37, 57, 89), 26: (46, 51, 80),
     27: (0, 38, 103), 28: (0, 27, 109), 29: (0, 15, 118), 30: (0, 3.5, 127),
     33: (0, -11.5, 113), 34: (7, -11.5, 111.5), 35: (13, -9.5, 107),
 }  # fmt: skip
@@ -29,9 +29,11 @@ _TOP, _CORNER = layout.MOUTH_COUNT // 2, layout.MOUTH_COUNT // 4
 _ON_RINGS = {
     42: (build.EYE, _LID_RING, _HALF), 43: (build.EYE, _LID_RING, round(0.66 * _HALF)),
     44: (build.EYE, _LID_RING, round(0.34 * _HALF)), 45: (build.EYE, _LID_RING, 0),
-    46: (build.EYE, _LID_RING, 2 * _HALF - round(0.34 * _HALF)), 47: (build.EYE, _LID_RING, 2 * _HALF - round(0.66 * _HALF)),
+    46: (build.EYE, _LID_RING, 2 * _HALF - round(0.34 * _HALF)),
+    47: (build.EYE, _LID_RING, 2 * _HALF - round(0.66 * _HALF)),
     51: (build.MOUTH, _BORDER, _TOP), 52: (build.MOUTH, _BORDER, _TOP - 2), 53: (build.MOUTH, _BORDER, _TOP - 6),
-    54: (build.MOUTH, _BORDER, _CORNER), 55: (build.MOUTH, _BORDER, 6), 56: (build.MOUTH, _BORDER, 3), 57: (build.MOUTH, _BORDER, 0),
+    54: (build.MOUTH, _BORDER, _CORNER), 55: (build.MOUTH, _BORDER, 6), 56: (build.MOUTH, _BORDER, 3),
+    57: (build.MOUTH, _BORDER, 0),
     62: (build.MOUTH, _CONTACT, _TOP), 63: (build.MOUTH, _CONTACT, _TOP - 3), 64: (build.MOUTH, _CONTACT, _CORNER),
     65: (build.MOUTH, _CONTACT, 3), 66: (build.MOUTH, _CONTACT, 0),
 }  # fmt: skip
@@ -45,12 +47,15 @@ def landmarks68(mesh: Mesh) -> SurfacePoints:
     """iBUG's 68 points, each at a vertex."""
     v = mesh.vertices.astype(float) * 1e3
     free = np.flatnonzero(mesh.part == build.SKIN)
+    brows = np.flatnonzero(appearance.regions(mesh)["brows"] > 0.4)
     ids: dict[int, int] = {}
     for k, place in _PLACES.items():
-        allowed = free if place[0] else free[v[free, 0] == 0]
+        allowed = brows if 22 <= k <= 26 else free if place[0] else free[v[free, 0] == 0]
         ids[k] = int(allowed[np.argmin(np.linalg.norm(v[allowed] - np.array(place), axis=1))])
     for k, (part, ring, slot) in _ON_RINGS.items():
-        ids[k] = int(np.flatnonzero((mesh.part == part) & (mesh.ring == ring) & (mesh.slot == slot) & (v[:, 0] >= 0))[0])
+        ids[k] = int(
+            np.flatnonzero((mesh.part == part) & (mesh.ring == ring) & (mesh.slot == slot) & (v[:, 0] >= 0))[0]
+        )
     for right, left in _RIGHT_TO_LEFT.items():
         ids[right] = int(mesh.mirror[ids[left]])
     return _at_vertices(mesh, [ids[k] for k in range(68)])
@@ -89,7 +94,7 @@ def _skin(mesh: Mesh, masks: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndar
 
 @functools.cache
 def generic_head() -> MorphableHead:
-    """The built-in head: about 7,000 vertices, 68 identity modes, the 52 ARKit expressions; made by this project's own code.
+    """The built-in head, made by our own code: about 7,000 vertices, 68 identity modes, the 52 ARKit expressions.
 
     Metres, head frame, the origin near the middle of the head. The arrays are made once per process.
     """

@@ -41,7 +41,7 @@ def _middle(centre: tuple, sigma: tuple, amount: tuple) -> Field:
 
 
 def _scale(centre: tuple, sigma: tuple, rate: tuple) -> Field:
-    """Stretch about `centre` within a soft neighbourhood; `rate` per axis. Mirrored where the centre is off the midline."""
+    """Stretch about `centre` in a soft neighbourhood; `rate` per axis. Mirrored if the centre is off the midline."""
 
     def one(p: np.ndarray) -> np.ndarray:
         return _bump(p, centre, sigma)[:, None] * (p - np.array(centre)) * np.array(rate)
@@ -134,9 +134,7 @@ def _named() -> dict[str, Field]:
         "eye height": _push((31, 38, 88), (22, 16, 22), (0, 1.6, 0)),
         "eye opening": _scale((31.5, 36, 97), (11, 7, 12), (0.0, 0.22, 0.0)),
         "eye length": _scale((31.5, 36, 95), (13, 9, 13), (0.08, 0.0, 0.0)),
-        "eye tilt": _sum(
-            _push((45, 36, 84), (7, 8, 12), (0, 1.2, 0)), _push((17, 36, 90), (5, 7, 12), (0, -0.6, 0))
-        ),
+        "eye tilt": _sum(_push((45, 36, 84), (7, 8, 12), (0, 1.2, 0)), _push((17, 36, 90), (5, 7, 12), (0, -0.6, 0))),
         "upper lid fold": _push((34, 47, 93), (13, 4.5, 10), (0, -1.2, 1.0)),
         "brow ridge": _push((22, 55, 98), (22, 8, 14), (0, -0.4, 2.3)),
         "brow height": _push((30, 56, 92), (22, 9, 14), (0, 2.0, 0)),
@@ -190,7 +188,9 @@ def _waves(count: int, seed: int) -> dict[str, Field]:
         phase = rng.uniform(0, 2 * np.pi, 8)
         amount = rng.normal(size=(8, 3)) / np.sqrt(8)
 
-        def field(p: np.ndarray, wave: np.ndarray = wave, phase: np.ndarray = phase, amount: np.ndarray = amount) -> np.ndarray:
+        def field(
+            p: np.ndarray, wave: np.ndarray = wave, phase: np.ndarray = phase, amount: np.ndarray = amount
+        ) -> np.ndarray:
             def one(q: np.ndarray) -> np.ndarray:
                 return np.cos(q @ wave.T + phase) @ amount
 
@@ -201,7 +201,7 @@ def _waves(count: int, seed: int) -> dict[str, Field]:
 
 
 def _with_eyes(field: Field, vertices: np.ndarray, near: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A field on the mesh, the eyeballs moved as rigid bodies: ((V, 3), (2, 3) motion of the left and right centres)."""
+    """A field on the mesh, the eyeballs moved as rigid bodies: ((V, 3), (2, 3) motion of both centres)."""
     d = field(vertices)
     centres = np.stack([sculpt.EYE, sculpt.EYE * FLIP])
     probe = centres + np.array([0, 0, 7.0])
@@ -234,7 +234,14 @@ def modes(mesh: Mesh) -> tuple[np.ndarray, np.ndarray, list[str]]:
         elif name == "size":
             # Eyeballs hardly differ between adults: they move, but keep their radius.
             moves = field(np.stack([sculpt.EYE, sculpt.EYE * FLIP]))
-        if name not in ("jaw to the side", "nose to the side", "eyes unlevel", "mouth unlevel", "jaw uneven", "cheeks uneven"):
+        if name not in (
+            "jaw to the side",
+            "nose to the side",
+            "eyes unlevel",
+            "mouth unlevel",
+            "jaw uneven",
+            "cheeks uneven",
+        ):
             d = (d + d[mesh.mirror] * FLIP) / 2
             moves = (moves + moves[::-1] * FLIP) / 2
         for side in range(2):

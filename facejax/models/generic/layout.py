@@ -1,8 +1,8 @@
-"""Where the vertices of the built-in head lie: rings around eyes, mouth, nostrils and ears, graded triangles between them.
+"""Where the vertices of the built-in head lie: rings around eyes, mouth, nostrils and ears, triangles between them.
 
-The mesh of the left half is laid out on the smooth head (no nose, no eyes), which is star-shaped about `CENTRE`: directions
-from there are a chart without seams, so the triangles between the rings are the convex hull of directions. It is then moved
-onto the sculpture. Millimetres, head frame.
+The mesh of the left half is laid out on the smooth head (no nose, no eyes), which is star-shaped about `CENTRE`:
+directions from there are a chart without seams, so the triangles between the rings are the convex hull of directions.
+It is then moved onto the sculpture. Millimetres, head frame.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ EYE_COUNT, MOUTH_COUNT, NOSTRIL_COUNT, EAR_COUNT = 40, 48, 16, 28
 
 @dataclasses.dataclass
 class Ring:
-    """One loop of vertices around a feature, counter-clockwise from outside; half of it for the mouth, which crosses x = 0."""
+    """One loop of vertices around a feature, counter-clockwise from outside; for the mouth its half with x >= 0."""
 
     guide: np.ndarray
     """(n, 3) points whose directions place it in the chart; used only for the outermost ring of a feature."""
@@ -66,7 +66,7 @@ def _front(xy: np.ndarray, features: bool) -> np.ndarray:
 
 
 def lid_depth(dx: np.ndarray, dy: np.ndarray, r: float) -> np.ndarray:
-    """z of a lid margin at offset (dx, dy) from the centre of the eye: on the sphere of radius r, joined to the canthi."""
+    """z of a lid margin at offset (dx, dy) from the eye's centre: on the sphere of radius r, joined to the canthi."""
     sphere = np.sqrt(np.maximum(r * r - dx * dx - dy * dy, 0.0))
     canthus = 2.6 - 0.17 * dx
     k = 3.0
@@ -95,7 +95,7 @@ def eye_rings() -> list[Ring]:
     for f in (0.0, 0.2, 0.4, 0.6, 0.8):
         xy = (1 - f) * oval + f * crease
         rings.append(Ring(_front(xy + sculpt.EYE[:2], False), _front(xy + sculpt.EYE[:2], True), 0.0))
-    for f, offset in ((0.0, -0.9), (0.33, 0.0), (0.67, 0.1)):
+    for f, offset in ((0.0, -1.7), (0.33, 0.1), (0.67, 0.15)):
         xy = (1 - f) * crease + f * margin
         p = _front(xy + sculpt.EYE[:2], True)
         lid = lid_depth(xy[:, 0], xy[:, 1], sculpt.LID_RADIUS)
@@ -103,7 +103,7 @@ def eye_rings() -> list[Ring]:
         weight = np.where(up, 1.0, 0.35) * np.sin(np.pi * np.arange(2 * n) / n) ** 2
         p[:, 2] += offset * weight
         even = np.abs(np.sin(np.pi * np.arange(2 * n) / n))  # 0 at the corners, where the skin finds its own way
-        rings.append(Ring(p, p, (0.6 if f > 0 else 0.5) * even**0.7))
+        rings.append(Ring(p, p, (0.6 if f > 0 else 0.7) * even**0.7))
     inward = np.array([mid, 0.0]) - margin
     inward /= np.linalg.norm(inward, axis=1, keepdims=True)
     for step, r in ((0.0, 13.7), (0.45, 12.55), (-2.5, 12.6), (-6.0, 12.8)):
@@ -184,13 +184,17 @@ def nostril_rings() -> list[Ring]:
     forward /= np.linalg.norm(forward)
     side = np.cross(axis, forward)
     side *= np.sign(side[0])
-    # phi = 0 is lateral and pi / 2 in front, which runs counter-clockwise seen from below as from the front of the chart.
-    rings = []
+    # phi = 0 is lateral and pi / 2 in front: counter-clockwise from below, and so from the front of the chart.
+    rings: list[Ring] = []
     for scale, depth, hold in ((1.35, 0.0, 0.0), (1.0, 0.0, 0.7), (0.86, 2.0, 1.0), (0.75, 5.0, 1.0), (0.45, 8.5, 1.0)):
         q = centre + scale * (3.0 * np.cos(phi)[:, None] * side + 5.2 * np.sin(phi)[:, None] * forward)
         p = along(q, -axis, True, 6.0) + depth * axis
         if depth > 0:
-            p = rings[1].position.mean(0) + 0.6 * (p - rings[1].position.mean(0)) + 0.4 * (q + depth * axis - rings[1].position.mean(0))
+            p = (
+                rings[1].position.mean(0)
+                + 0.6 * (p - rings[1].position.mean(0))
+                + 0.4 * (q + depth * axis - rings[1].position.mean(0))
+            )
         rings.append(Ring(_front(guide, False), p, hold))
     return rings
 
@@ -210,6 +214,7 @@ def ear_rings() -> list[Ring]:
         return np.column_stack([np.zeros_like(y), y, z])
 
     side = np.array([1.0, 0.0, 0.0])
+
     def skin_at(back: np.ndarray, up: np.ndarray) -> np.ndarray:
         return along(plane(back, up), side, True, 110.0)[:, 0]
 
@@ -222,7 +227,7 @@ def ear_rings() -> list[Ring]:
     loose = 1 - front
     rise = loose * (8 + 8.5 * np.clip(a, 0, 1) + 3.0 * np.clip(b, 0, 1) - 3.5 * lobe)
     wall = skin_at(base_xy[:, 0], base_xy[:, 1])
-    # Scale of the outline; height relative to the rim where the ear is free; height above the skin where it is grown on.
+    # Scale of the outline; height relative to the rim where the ear is free; height above the skin where it is not.
     profile = (
         (0.84, -6.5, 0.2), (0.96, -3.0, 0.6), (1.00, -0.8, 1.2), (0.97, 0.9, 1.8), (0.90, 0.7, 2.0), (0.82, -2.2, 2.0),
         (0.70, -2.4, 2.2), (0.60, -0.4, 2.4), (0.49, -2.6, 1.4), (0.40, -6.5, -1.0), (0.22, -8.5, -4.0),
@@ -325,13 +330,21 @@ def build_half(seed: int = 0, steps: int = 140) -> Half:
     closed_loops = [loops[0], mouth_loop, loops[2], loops[3]]
     # The lower end of the neck.
     turn = np.linspace(0, np.pi, 17)
-    neck = along(np.column_stack([0 * turn, np.full(17, NECK_Y), np.full(17, -25.0)]), np.column_stack([np.sin(turn), 0 * turn, np.cos(turn)]), False, 110.0)
+    neck = along(
+        np.column_stack([0 * turn, np.full(17, NECK_Y), np.full(17, -25.0)]),
+        np.column_stack([np.sin(turn), 0 * turn, np.cos(turn)]),
+        False,
+        110.0,
+    )
     neck[0, 0] = neck[-1, 0] = 0.0
     # The point behind the head where the texture chart has its seam must be a vertex.
     # It is surrounded by even rings, or the chart's straight edges would fold over its rim.
     back = [[0.0, 0.0, -1.0]]
     for rho in np.radians([174.0, 167.0, 160.0, 152.0]):
-        back += [[np.sin(rho) * np.cos(t), np.sin(rho) * np.sin(t), np.cos(rho)] for t in np.linspace(-np.pi / 2, np.pi / 2, 15)]
+        back += [
+            [np.sin(rho) * np.cos(t), np.sin(rho) * np.sin(t), np.cos(rho)]
+            for t in np.linspace(-np.pi / 2, np.pi / 2, 15)
+        ]
     fixed = np.concatenate([*loops, _unit(neck - CENTRE), back])
     fixed[np.abs(fixed[:, 0]) < 1e-7, 0] = 0.0
     # Candidates: a Fibonacci sphere, thinned to the wanted spacing in a fixed random order.
@@ -381,7 +394,9 @@ def build_half(seed: int = 0, steps: int = 140) -> Half:
     free = cand[lift(cand)[:, 0] > 0.6 * edge_length(lift(cand))]
     free = thin(free, taken, rng.random(len(free)), 0.84)
     # Ghosts in the middle of the loops' edges keep free vertices away, so that the loops are edges of the hull.
-    ghosts = np.concatenate([_unit(l + np.roll(l, -1, axis=0)) if k != 1 else _unit(l[1:] + l[:-1]) for k, l in enumerate(loops)])
+    ghosts = np.concatenate(
+        [_unit(l + np.roll(l, -1, axis=0)) if k != 1 else _unit(l[1:] + l[:-1]) for k, l in enumerate(loops)]
+    )
     real = np.concatenate([np.ones(len(fixed) + len(mid_free) + len(free), bool), np.zeros(len(ghosts), bool)])
     nf, nm, nfree = len(fixed), len(mid_free), len(free)
     d = np.concatenate([fixed, mid_free, free, ghosts])
@@ -393,7 +408,8 @@ def build_half(seed: int = 0, steps: int = 140) -> Half:
         if step % 4 == 0:
             tri = _hull(full)
             edges = np.unique(np.sort(np.concatenate([tri[:, [0, 1]], tri[:, [1, 2]], tri[:, [2, 0]]]), axis=1), axis=0)
-        r = radius(d, False) if step % 8 == 0 else r
+        if step % 8 == 0:
+            r = radius(d, False)
         p = CENTRE + r[:, None] * d
         pf = np.concatenate([p, p[twin] * sculpt.FLIP])
         hf = edge_length(np.abs(pf))
@@ -438,18 +454,30 @@ def build_half(seed: int = 0, steps: int = 140) -> Half:
     pos[start : start + len(neck)] = neck
     hold[start : start + len(neck)] = 1.0
     # The neck's end stays level.
-    blocks = dict(position=[pos], hold=[hold], part=[part], ring=[ring_no], slot=[slot])
+    blocks = {"position": [pos], "hold": [hold], "part": [part], "ring": [ring_no], "slot": [slot]}
     faces = [tri]
     total_n = n
     for k, rings in enumerate(features):
         closed = k != 1
         outer = ids[k]
-        pos[outer], hold[outer], part[outer], ring_no[outer], slot[outer] = rings[0].position, rings[0].hold, k + 1, 0, np.arange(len(outer))
+        pos[outer], hold[outer], part[outer], ring_no[outer], slot[outer] = (
+            rings[0].position,
+            rings[0].hold,
+            k + 1,
+            0,
+            np.arange(len(outer)),
+        )
         for j, ring in enumerate(rings[1:], 1):
             inner = np.arange(total_n, total_n + len(outer))
             total_n += len(outer)
             faces.append(_strip(outer, inner, closed))
-            for name, value in dict(position=ring.position, hold=np.full(len(inner), ring.hold), part=np.full(len(inner), k + 1), ring=np.full(len(inner), j), slot=np.arange(len(inner))).items():
+            for name, value in {
+                "position": ring.position,
+                "hold": np.full(len(inner), ring.hold),
+                "part": np.full(len(inner), k + 1),
+                "ring": np.full(len(inner), j),
+                "slot": np.arange(len(inner)),
+            }.items():
                 blocks[name].append(value)
             outer = inner
         if k == 0:
@@ -459,8 +487,21 @@ def build_half(seed: int = 0, steps: int = 140) -> Half:
         if k == 1:
             # The back of the mouth: a seam of vertices on the midline is not needed, one vertex closes both halves.
             centre = np.array([0.0, centre[1], last[:, 2].min() - 4.0])
-        faces.append(np.array([[outer[i], outer[(i + 1) % len(outer)], total_n] for i in range(len(outer) if closed else len(outer) - 1)]))
-        for name, value in dict(position=centre[None], hold=np.ones(1), part=np.array([k + 1]), ring=np.array([len(rings)]), slot=np.zeros(1, int)).items():
+        faces.append(
+            np.array(
+                [
+                    [outer[i], outer[(i + 1) % len(outer)], total_n]
+                    for i in range(len(outer) if closed else len(outer) - 1)
+                ]
+            )
+        )
+        for name, value in {
+            "position": centre[None],
+            "hold": np.ones(1),
+            "part": np.array([k + 1]),
+            "ring": np.array([len(rings)]),
+            "slot": np.zeros(1, int),
+        }.items():
             blocks[name].append(value)
         total_n += 1
     out = {name: np.concatenate(v) for name, v in blocks.items()}
@@ -483,7 +524,7 @@ def relax(half: Half, steps: int = 30) -> np.ndarray:
     target = half.position
     loose = half.hold < 1
     h = edge_length(p)
-    for step in range(steps):
+    for _step in range(steps):
         w = 1.0 / (h[edges[:, 0]] + h[edges[:, 1]])
         acc, total = np.zeros_like(p), np.zeros(n)
         for a, b in ((0, 1), (1, 0)):

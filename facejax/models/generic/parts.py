@@ -44,14 +44,17 @@ def eyeball() -> Part:
     bulge = np.clip(1 - np.array(EYE_ANGLES) / 33.0, 0, 1)
     r = sculpt.EYE_RADIUS + 0.9 * (1 - (1 - bulge) ** 2)
     phi = np.arange(EYE_SLICES) * 2 * np.pi / EYE_SLICES
-    ring = np.stack(
-        [
-            np.sin(theta)[:, None] * np.cos(phi),
-            np.sin(theta)[:, None] * np.sin(phi),
-            np.broadcast_to(np.cos(theta)[:, None], (len(theta), len(phi))),
-        ],
-        axis=-1,
-    ) * r[:, None, None]
+    ring = (
+        np.stack(
+            [
+                np.sin(theta)[:, None] * np.cos(phi),
+                np.sin(theta)[:, None] * np.sin(phi),
+                np.broadcast_to(np.cos(theta)[:, None], (len(theta), len(phi))),
+            ],
+            axis=-1,
+        )
+        * r[:, None, None]
+    )
     front, back = np.array([[0, 0, sculpt.EYE_RADIUS + 0.9]]), np.array([[0, 0, -sculpt.EYE_RADIUS]])
     position = sculpt.EYE + np.concatenate([front, ring.reshape(-1, 3), back])
     n, m = EYE_SLICES, len(theta)
@@ -131,7 +134,9 @@ def teeth(upper: bool) -> Part:
     # Three columns per tooth: its border, where it is recessed, and two on its face.
     length = np.sort(np.concatenate([ends, ends[:-1] + 0.22 * np.diff(ends), ends[:-1] + 0.78 * np.diff(ends)]))
     gap = np.isin(length, ends)
-    point, normal = _arch(length, UPPER_TEETH if upper else LOWER_TEETH, 26.5 if upper else 24.5, 41.0 if upper else 39.0)
+    point, normal = _arch(
+        length, UPPER_TEETH if upper else LOWER_TEETH, 26.5 if upper else 24.5, 41.0 if upper else 39.0
+    )
     tooth = np.clip(np.searchsorted(ends, length, side="right") - 1, 0, len(widths) - 1)
     tall = np.array([10.4, 9.2, 10.2, 8.4, 7.8, 7.4] if upper else [9.0, 9.2, 10.0, 8.8, 8.0, 7.6])[tooth]
     sign = -1.0 if upper else 1.0
@@ -148,17 +153,25 @@ def teeth(upper: bool) -> Part:
         (-thick * 0.75, edge - sign * 0.6),
         (-thick - 1.0, gum),
     ]
-    profile = np.stack([np.column_stack([np.broadcast_to(a, length.shape), np.broadcast_to(b, length.shape)]) for a, b in rows], axis=1)
+    profile = np.stack([np.column_stack([np.full(len(length), a), np.full(len(length), b)]) for a, b in rows], axis=1)
     return Part(*_tube(_sweep(point, normal, profile)))
 
 
 def gum(upper: bool) -> Part:
     """Left half of the gum of a row of teeth."""
     length = np.linspace(0, 46.0, 17)
-    point, normal = _arch(length, UPPER_TEETH if upper else LOWER_TEETH, 26.5 if upper else 24.5, 41.0 if upper else 39.0)
+    point, normal = _arch(
+        length, UPPER_TEETH if upper else LOWER_TEETH, 26.5 if upper else 24.5, 41.0 if upper else 39.0
+    )
     sign = 1.0 if upper else -1.0
     base = sculpt.MOUTH_Y + (7.4 if upper else -10.6)
-    rows = [(0.75, base - sign * 0.4), (1.15, base + sign * 3.0), (0.4, base + sign * 9.0), (-7.0, base + sign * 9.0), (-6.0, base - sign * 1.0)]
+    rows = [
+        (0.75, base - sign * 0.4),
+        (1.15, base + sign * 3.0),
+        (0.4, base + sign * 9.0),
+        (-7.0, base + sign * 9.0),
+        (-6.0, base - sign * 1.0),
+    ]
     profile = np.stack([np.column_stack([np.full(len(length), a), np.full(len(length), b)]) for a, b in rows], axis=1)
     return Part(*_tube(_sweep(point, normal, profile)))
 
@@ -173,7 +186,9 @@ def tongue() -> Part:
     x = wide[:, None] * np.cos(turn)
     x[:, 0] = x[:, -1] = 0.0
     groove = 0.12 * high[:, None] * np.exp(-((x / 3.0) ** 2)) * (turn > 0)
-    section = np.stack([x, y[:, None] + high[:, None] * np.sin(turn) - groove, np.broadcast_to(z[:, None], x.shape)], axis=-1)
+    section = np.stack(
+        [x, y[:, None] + high[:, None] * np.sin(turn) - groove, np.broadcast_to(z[:, None], x.shape)], axis=-1
+    )
     rows, columns = x.shape
     position = np.concatenate([section.reshape(-1, 3), [[0, y[0] - 0.2, 92.0]], [[0, y[-1], 44.0]]])
     tip, root = rows * columns, rows * columns + 1
@@ -186,7 +201,9 @@ def tongue() -> Part:
             np.column_stack([last + i + 1, last + i, np.full(columns - 1, root)]),
         ]
     )
-    uv = np.column_stack([0.5 + 0.45 * np.tile(np.linspace(0.0, 1.0, columns), rows), np.repeat(np.linspace(0.92, 0.08, rows), columns)])
+    uv = np.column_stack(
+        [0.5 + 0.45 * np.tile(np.linspace(0.0, 1.0, columns), rows), np.repeat(np.linspace(0.92, 0.08, rows), columns)]
+    )
     uv = np.concatenate([uv, [[0.5, 0.99], [0.5, 0.01]]])
     return Part(
         position,

@@ -1,8 +1,8 @@
 """The sculpture behind the built-in head: a signed field in space whose zero set is the skin of an average adult.
 
-Masses of bone and flesh (ellipsoids and tapered capsules) are joined by smooth unions, sockets are carved, and finer forms
-(lips, philtrum, folds, lids) are laid on as smooth offsets. Sizes follow published anthropometry of adults. Everything here
-is in MILLIMETRES, head frame (+x to the subject's left, +y up, +z out of the face), numpy float64.
+Masses of bone and flesh (ellipsoids and tapered capsules) are joined by smooth unions, sockets are carved, and finer
+forms (lips, philtrum, folds, lids) are laid on as smooth offsets. Sizes follow published anthropometry of adults.
+Everything here is in MILLIMETRES, head frame (+x to the subject's left, +y up, +z out of the face), numpy float64.
 """
 
 from collections.abc import Callable
@@ -20,21 +20,22 @@ TMJ = np.array([0.0, 8.0, 12.0])
 """A point on the axis (along x) about which the jaw opens."""
 
 FLIP = np.array([-1.0, 1.0, 1.0])
+Real = float | int
 
 
-def smooth_step(x: np.ndarray, low: float, high: float) -> np.ndarray:
+def smooth_step(x: np.ndarray, low: Real, high: Real) -> np.ndarray:
     """0 below `low`, 1 above `high`, with continuous first derivative between (`low > high` descends)."""
     t = np.clip((np.asarray(x, float) - low) / (high - low), 0.0, 1.0)
     return t * t * (3 - 2 * t)
 
 
-def _union(a: np.ndarray, b: np.ndarray, k: float) -> np.ndarray:
+def _union(a: np.ndarray, b: np.ndarray, k: Real) -> np.ndarray:
     """Smooth minimum: the blend is `k` wide."""
     h = np.maximum(k - np.abs(a - b), 0.0) / k
     return np.minimum(a, b) - h * h * h * k / 6.0
 
 
-def _carve(a: np.ndarray, b: np.ndarray, k: float) -> np.ndarray:
+def _carve(a: np.ndarray, b: np.ndarray, k: Real) -> np.ndarray:
     """Remove `b` from `a`, smoothly."""
     return -_union(-a, b, k)
 
@@ -47,7 +48,7 @@ def _ellipsoid(p: np.ndarray, centre: tuple, radii: tuple) -> np.ndarray:
     return k0 * (k0 - 1.0) / np.maximum(k1, 1e-9)
 
 
-def _capsule(p: np.ndarray, a: tuple, b: tuple, ra: float, rb: float, squash: tuple = (1.0, 1.0, 1.0)) -> np.ndarray:
+def _capsule(p: np.ndarray, a: tuple, b: tuple, ra: Real, rb: Real, squash: tuple = (1.0, 1.0, 1.0)) -> np.ndarray:
     """Capsule from `a` to `b` with radii that change linearly; `squash` scales space, so that sections can be oval."""
     s = np.array(squash)
     a_, b_ = np.array(a) / s, np.array(b) / s
@@ -57,7 +58,7 @@ def _capsule(p: np.ndarray, a: tuple, b: tuple, ra: float, rb: float, squash: tu
     return (np.linalg.norm(q - t[..., None] * d, axis=-1) - (ra + (rb - ra) * t)) * s.min()
 
 
-def _pair(shape: Callable[[np.ndarray], np.ndarray], p: np.ndarray, k: float) -> np.ndarray:
+def _pair(shape: Callable[[np.ndarray], np.ndarray], p: np.ndarray, k: Real) -> np.ndarray:
     """A shape and its mirror image."""
     return _union(shape(p), shape(p * FLIP), k)
 
@@ -71,7 +72,7 @@ def _bumps(p: np.ndarray, centre: tuple, sigma: tuple) -> np.ndarray:
     return _bump(p, centre, sigma) + _bump(p * FLIP, centre, sigma)
 
 
-def _groove(p: np.ndarray, a: tuple, b: tuple, width: float) -> np.ndarray:
+def _groove(p: np.ndarray, a: tuple, b: tuple, width: Real) -> np.ndarray:
     """Gaussian of unit height across the segment a-b (distance in space), and its mirror image."""
     return np.exp(-0.5 * (_capsule(p, a, b, 0, 0) / width) ** 2) + np.exp(
         -0.5 * (_capsule(p * FLIP, a, b, 0, 0) / width) ** 2
@@ -87,13 +88,19 @@ def mouth_line(x: np.ndarray) -> np.ndarray:
 def lip_heights(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Height of the red of the (upper, lower) lip above and below the mouth line, measured along y."""
     t = np.clip(np.abs(x) / MOUTH_HALF_WIDTH, 0, 1)
-    upper = 8.4 * (1 - t**1.35) ** 0.95 - 1.3 * np.exp(-((x / 2.6) ** 2)) + 0.5 * np.exp(-(((np.abs(x) - 6) / 3.0) ** 2))
+    upper = (
+        8.4 * (1 - t**1.35) ** 0.95 - 1.3 * np.exp(-((x / 2.6) ** 2)) + 0.5 * np.exp(-(((np.abs(x) - 6) / 3.0) ** 2))
+    )
     lower = 9.8 * (1 - t**2.0) ** 0.9
     return np.maximum(upper, 0.0) + 0.9, np.maximum(lower, 0.0) + 0.9
 
 
-_UPPER_PROFILE = np.array([[0, -0.62], [0.08, 0.1], [0.22, 0.7], [0.42, 1.0], [0.7, 0.92], [1.0, 0.62], [1.3, 0.32], [1.9, 0.12], [3.0, 0.0]])
-_LOWER_PROFILE = np.array([[0, -0.55], [0.08, 0.15], [0.22, 0.72], [0.45, 1.0], [0.7, 0.88], [1.0, 0.5], [1.3, 0.18], [1.8, 0.02], [3.0, 0.0]])
+_UPPER_PROFILE = np.array(
+    [[0, -0.62], [0.08, 0.1], [0.22, 0.7], [0.42, 1.0], [0.7, 0.92], [1.0, 0.62], [1.3, 0.32], [1.9, 0.12], [3.0, 0.0]]
+)
+_LOWER_PROFILE = np.array(
+    [[0, -0.55], [0.08, 0.15], [0.22, 0.72], [0.45, 1.0], [0.7, 0.88], [1.0, 0.5], [1.3, 0.18], [1.8, 0.02], [3.0, 0.0]]
+)
 
 
 def _pchip(table: np.ndarray, s: np.ndarray) -> np.ndarray:
@@ -128,7 +135,7 @@ def lip_relief(p: np.ndarray) -> np.ndarray:
     return (relief - 1.6 * dimple) * smooth_step(p[..., 2], 80, 90)
 
 
-# The upper lid's crease and the palpebral opening, as curves over x' = signed distance from the eye centre, mm (lateral +).
+# Ends of the opening between the lids, mm from the centre of the eye along x (lateral +).
 EYE_INNER, EYE_OUTER = -15.0, 13.2
 
 
@@ -146,8 +153,7 @@ def _skull(p: np.ndarray) -> np.ndarray:
     d = _ellipsoid(p, (0, 64, -10), (75, 84, 82))
     d = _union(d, _ellipsoid(p, (0, 68, 40), (61, 70, 66)), 40)
     d = _union(d, _ellipsoid(p, (0, 0, 42), (59, 84, 61)), 24)
-    d = _union(d, _ellipsoid(p, (0, 10, 5), (66, 60, 60)), 30)
-    return d
+    return _union(d, _ellipsoid(p, (0, 10, 5), (66, 60, 60)), 30)
 
 
 def _bones(p: np.ndarray, d: np.ndarray) -> np.ndarray:
@@ -159,8 +165,7 @@ def _bones(p: np.ndarray, d: np.ndarray) -> np.ndarray:
     d = _union(d, _pair(lambda q: _capsule(q, (52, 8, 58), (62, 14, 12), 10, 8), p, 4), 26)  # zygomatic arch
     d = _union(d, _pair(lambda q: _capsule(q, (6, 53, 97), (37, 56, 83), 7.5, 6.5), p, 14), 16)  # brow ridge
     d = _union(d, _pair(lambda q: _capsule(q, (37, 56, 83), (51, 38, 67), 6.5, 7), p, 4), 18)  # outer rim of the orbit
-    d = _union(d, _ellipsoid(p, (0, -27, 79), (34, 25, 31)), 22)  # muzzle
-    return d
+    return _union(d, _ellipsoid(p, (0, -27, 79), (34, 25, 31)), 22)  # muzzle
 
 
 def _neck(p: np.ndarray, d: np.ndarray) -> np.ndarray:
@@ -174,8 +179,7 @@ def _nose(p: np.ndarray, d: np.ndarray) -> np.ndarray:
     d = _union(d, _capsule(p, (0, 44, 92), (0, 8, 111), 8.0, 9.5, (0.85, 1.0, 1.0)), 15)  # bridge
     d = _union(d, _ellipsoid(p, (0, 2.5, 115), (9.5, 9, 11)), 9)  # tip
     d = _union(d, _pair(lambda q: _ellipsoid(q, (11.8, -1.5, 104), (6.0, 8.0, 11.5)), p, 2), 7)  # wings
-    d = _union(d, _capsule(p, (0, -4, 116), (0, -9, 107), 4.2, 4.2), 4)  # columella
-    return d
+    return _union(d, _capsule(p, (0, -4, 116), (0, -9, 107), 4.2, 4.2), 4)  # columella
 
 
 def nostril_axis() -> tuple[np.ndarray, np.ndarray]:
@@ -201,8 +205,7 @@ def relief(p: np.ndarray) -> np.ndarray:
     r = r - 1.3 * _bump(p, (0, 56, 107), (7, 7, 12))  # glabella
     r = r + 1.8 * _bumps(p, (22, 84, 96), (14, 14, 16))  # frontal eminence
     r = r - 1.2 * _groove(p, (16, 30, 97), (30, 17, 95), 3.5)  # below the inner eye
-    r = r - 1.0 * _bumps(p, (16.5, 35, 95), (4, 6, 7))  # inner corner of the eye
-    return r
+    return r - 1.0 * _bumps(p, (16.5, 35, 95), (4, 6, 7))  # inner corner of the eye
 
 
 def field(p: np.ndarray, features: bool = True) -> np.ndarray:
