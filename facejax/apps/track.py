@@ -227,10 +227,10 @@ class StageClock:
             last = max(last, end)
         return total
 
-    def _compiling(self, event: str, duration: float, **unused: Any) -> None:
+    def _compiling(self, event: str, duration_secs: float, **unused: str | int) -> None:
         if event.startswith("/jax/core/compile/"):
             now = time.perf_counter()
-            self._compiled.append((now - duration, now))
+            self._compiled.append((now - duration_secs, now))
 
 
 @contextlib.contextmanager
