@@ -1,12 +1,12 @@
 """A triangle rasteriser in JAX alone: triangle ids, perspective-correct barycentrics and depth, at any triangle size.
 
-Visibility (which triangle is in front at a pixel) is a step function and carries no derivative; everything computed from
-the winning triangle (`Fragments.barycentric`, `Fragments.depth`, `interpolate`) is differentiable in the vertices, and
-`antialias` gives silhouettes theirs by blending neighbouring pixels in the share that the edge between them covers.
+Visibility (which triangle is in front at a pixel) is a step function and carries no derivative; everything computed
+from the winning triangle (`Fragments.barycentric`, `Fragments.depth`, `interpolate`) is differentiable in the vertices,
+and `antialias` gives silhouettes theirs by blending neighbouring pixels in the share that the edge between them covers.
 
-Method: each triangle's bounding box is cut into patches of K x K pixels; the first patch of every triangle is drawn in one
-scatter, the further patches of large triangles in a loop over a compacted list, so small triangles cost one patch and a
-triangle that fills the image still comes out whole.
+Method: each triangle's bounding box is cut into patches of K x K pixels; the first patch of every triangle is drawn in
+one scatter, the further patches of large triangles in a loop over a compacted list, so small triangles cost one patch
+and a triangle that fills the image still comes out whole.
 """
 
 from typing import NamedTuple
@@ -43,8 +43,15 @@ class _Boxes(NamedTuple):
 
 
 def _edge(a: Array, b: Array, px: Array, py: Array) -> Array:
-    """Twice the signed area of (a, b, p); positive where p lies right of a->b with y down."""
-    return (b[..., 0] - a[..., 0]) * (py - a[..., 1]) - (b[..., 1] - a[..., 1]) * (px - a[..., 0])
+    """Twice the signed area of (a, b, p); positive where p lies right of a->b with y down.
+
+    The ends are taken in one order, so that the two triangles of an edge get values that differ in sign only: otherwise
+    rounding could leave a pixel on the edge to neither.
+    """
+    swap = (b[..., 0] < a[..., 0]) | ((b[..., 0] == a[..., 0]) & (b[..., 1] < a[..., 1]))
+    s, t = jnp.where(swap[..., None], b, a), jnp.where(swap[..., None], a, b)
+    area = (t[..., 0] - s[..., 0]) * (py - s[..., 1]) - (t[..., 1] - s[..., 1]) * (px - s[..., 0])
+    return jnp.where(swap, -area, area)
 
 
 def _screen_weights(corners: Array, px: Array, py: Array) -> Array:
@@ -71,8 +78,10 @@ def _boxes(corners: Array, size: tuple[int, int], cull: bool) -> _Boxes:
     return _Boxes(left=first[:, 0], top=first[:, 1], columns=jnp.maximum(cells[:, 0], 1), patches=patches)
 
 
-def _patch_fragments(corners: Array, boxes: _Boxes, tri: Array, patch: Array, size: tuple[int, int]) -> tuple[Array, Array]:
-    """Flat pixel ids and inverse depths (n, K*K) of patch number `patch` of triangle `tri`; missed pixels get id h*w."""
+def _patch_fragments(
+    corners: Array, boxes: _Boxes, tri: Array, patch: Array, size: tuple[int, int]
+) -> tuple[Array, Array]:
+    """Flat pixel ids and inverse depths (n, K*K) of patch `patch` of triangle `tri`; missed pixels get id h*w."""
     height, width = size
     k = np.arange(_PATCH * _PATCH)
     corner = corners[tri]
@@ -87,7 +96,7 @@ def _patch_fragments(corners: Array, boxes: _Boxes, tri: Array, patch: Array, si
 
 
 def _visible_triangles(vertices: Array, faces: Array, size: tuple[int, int], cull: bool) -> Array:
-    """Flat ids (h*w,) of the nearest triangle per pixel, -1 for none. Two passes: nearest inverse depth, then its owner."""
+    """Flat ids (h*w,) of the nearest triangle per pixel, -1 for none. Two passes: nearest depth, then its owner."""
     height, width = size
     corners = vertices[faces]
     boxes = _boxes(corners, size, cull)
@@ -101,7 +110,8 @@ def _visible_triangles(vertices: Array, faces: Array, size: tuple[int, int], cul
         item = i * _CHUNK + jnp.arange(_CHUNK)
         tri = jnp.minimum(jnp.searchsorted(further, item, side="right"), n_faces - 1)
         before = jnp.where(tri > 0, further[jnp.maximum(tri - 1, 0)], 0)
-        patch = jnp.where(item < n_further, item - before + 1, boxes.patches[tri])  # past the end: a patch that draws nothing
+        # past the end: a patch that draws nothing
+        patch = jnp.where(item < n_further, item - before + 1, boxes.patches[tri])
         pixel, inv = _patch_fragments(corners, boxes, tri, patch, size)
         return tri, pixel, inv
 
@@ -131,7 +141,8 @@ def fragments_of(
     height, width = triangle.shape
     covered = triangle >= 0
     faces = jnp.asarray(faces)
-    corners = vertices[faces[jnp.maximum(triangle, 0)]]
+    # where nothing is drawn, any triangle does, but not one that makes NaN: those would come back as gradients
+    corners = jnp.where(covered[..., None, None], vertices[faces[jnp.maximum(triangle, 0)]], jnp.eye(3))
     y, x = jnp.meshgrid(jnp.arange(height) + 0.5, jnp.arange(width) + 0.5, indexing="ij")
     affine = _screen_weights(corners, x, y)
     over_depth = affine / jnp.maximum(corners[..., 2], _NEAR)
@@ -173,66 +184,92 @@ def antialias(
     image: Float[Array, "h w c"],
     fragments: Fragments,
     vertices: Float[Array, "v 3"],
-    faces: np.ndarray,
-    neighbours: np.ndarray,
+    faces: Int[Array, "t 3"] | np.ndarray,
+    neighbours: Int[Array, "t 3"] | np.ndarray,
     *,
-    max_pairs: int | None = None,
+    max_crossings: int | None = None,
 ) -> Float[Array, "h w c"]:
     """Blend pixels across silhouette edges in the share that the nearer surface covers: smooth in the vertices.
 
-    For two neighbouring pixels that show different triangles, the edge of the nearer triangle that crosses the line between
-    the two centres is found; if it is a silhouette (border of the mesh, or its two triangles turn opposite ways), the pixel
-    whose half the edge cuts takes that share of the other's colour (Laine et al. 2020, section 3.6).
-    neighbours: `edge_neighbours(faces)`. max_pairs: pairs that can be blended, default 16 (height + width); more stay as
-    they are.
+    Every silhouette edge (border of the mesh, or its two triangles lie on one side of it) is followed over the lines
+    that join pixel centres. Where it crosses between two neighbours that show different triangles, the farther of them
+    behind it, the pixel whose half the edge cuts takes that share of the other's colour (Laine et al. 2020, section
+    3.6). They look for the edge among those of the nearer pixel's triangle; on a fine mesh that is hardly ever the one
+    on the limb, so here edges look for their pixels. An edge crosses rows and columns: its blends are weighed by the
+    squares of its normal's components, so that the sum of an image changes by length times movement at any orientation.
+
+    neighbours: `edge_neighbours(faces)`. max_crossings: of edges with the lines of each direction, default
+    16 (height + width); what is beyond that stays as it is.
     """
     height, width, channels = image.shape
     flat = image.reshape(-1, channels)
+    triangle = fragments.triangle.reshape(-1)
+    depth = jnp.where(triangle >= 0, jax.lax.stop_gradient(fragments.depth).reshape(-1), jnp.inf)
+    start, end, positive, usable = _silhouettes(vertices, jnp.asarray(faces), jnp.asarray(neighbours))
+    count = max_crossings or 16 * (height + width)
     result = flat
-    limit = max_pairs or 16 * (height + width)
-    triangle, depth = fragments.triangle, jnp.where(fragments.triangle >= 0, fragments.depth, jnp.inf)
-    for axis in (0, 1):
-        a = triangle[:-1] if axis == 0 else triangle[:, :-1]
-        b = triangle[1:] if axis == 0 else triangle[:, 1:]
-        rows, columns = jnp.nonzero(a != b, size=limit // 2, fill_value=-1)
-        alive = rows >= 0
-        p = jnp.where(alive, rows * width + columns, 0)
-        q = jnp.where(alive, p + (width if axis == 0 else 1), 0)
-        share, from_q = _edge_share(p, q, axis, triangle, depth, vertices, faces, neighbours, width)
-        share = jnp.where(alive, share, 0.0)
-        # share > 0: pixel p shows `share` of q's colour; share < 0: pixel q shows -share of p's
-        del from_q
-        mix_p = jnp.maximum(share, 0.0)[:, None] * (flat[q] - flat[p])
-        mix_q = jnp.maximum(-share, 0.0)[:, None] * (flat[p] - flat[q])
-        result = result.at[p].add(mix_p).at[q].add(mix_q)
+    for axis in (0, 1):  # of the image: neighbours one above the other, then side by side
+        along, across = 1 - axis, axis  # of (x, y)
+        lines, pairs, stride = (width, height - 1, width) if axis == 0 else (height, width - 1, 1)
+        edge, line, alive = _crossings(start[:, across], end[:, across], usable, lines, count)
+        safe = alive[:, None]
+        s = jnp.where(safe, start[edge], jnp.array([0.0, 0.0, 1.0]))
+        t = jnp.where(safe, end[edge], jnp.array([1.0, 1.0, 1.0]))
+        direction = t - s
+        reach = jnp.where(direction[:, across] == 0, 1.0, direction[:, across])
+        part = (line + 0.5 - s[:, across]) / reach
+        place = s[:, along] + part * direction[:, along] - 0.5
+        first = jnp.floor(jax.lax.stop_gradient(place))
+        alive &= (first >= 0) & (first < pairs)
+        row, column = (x.astype(jnp.int32) for x in ((first, line) if axis == 0 else (line, first)))
+        p = jnp.where(alive, row * width + column, 0)
+        q = jnp.where(alive, p + stride, 0)
+        surface_at_q = (direction[:, across] > 0) == (positive[edge] == (axis == 0))
+        near, far = jnp.where(surface_at_q, q, p), jnp.where(surface_at_q, p, q)
+        inverse = (1 - part) / s[:, 2] + part / t[:, 2]
+        alive &= (triangle[p] != triangle[q]) & (depth[near] < depth[far]) & (inverse * depth[far] > 1)
+        at = place - first  # of the way from p's centre to q's
+        item = _outermost(jnp.where(surface_at_q, 1 - at, at), jnp.where(alive, p, height * width), height * width)
+        weight = jax.lax.stop_gradient(direction[:, across] ** 2 / jnp.sum(direction[:, :2] ** 2, axis=-1))
+        share = jnp.where(alive & (item[p] == jnp.arange(count)), (0.5 - at) * weight, 0.0)[:, None]
+        # nearer surface at p covers [0, at] of the way to q; at q it covers [at, 1]: in both, `0.5 - at` is q's share
+        # in p, and where it is negative, p's share in q
+        difference = flat[q] - flat[p]
+        result = result.at[p].add(jnp.maximum(share, 0.0) * difference).at[q].add(jnp.minimum(share, 0.0) * difference)
     return result.reshape(image.shape)
 
 
-def _edge_share(
-    p: Array, q: Array, axis: int, triangle: Array, depth: Array, vertices: Array, faces: np.ndarray, neighbours: np.ndarray, width: int
-) -> tuple[Array, Array]:
-    """Signed share of a pixel pair (see `antialias`), 0 where no silhouette edge crosses between the two centres."""
-    tri_flat, depth_flat = triangle.reshape(-1), depth.reshape(-1)
-    q_near = depth_flat[q] < depth_flat[p]
-    near = jnp.maximum(jnp.where(q_near, tri_flat[q], tri_flat[p]), 0)
-    corners = vertices[jnp.asarray(faces)[near], :2]
-    far_id = jnp.asarray(neighbours)[near]
-    far = vertices[jnp.maximum(far_id, 0), :2]
-    centre = jnp.stack([p % width, p // width], axis=-1) + 0.5
-    along, across = (1, 0) if axis == 0 else (0, 1)
-    crossing = jnp.full(p.shape, jnp.inf)
+def _silhouettes(vertices: Array, faces: Array, neighbours: Array) -> tuple[Array, Array, Array, Array]:
+    """Edges of all triangles, (3 T, ...): start, end, whether the surface is where `_edge` is positive, which count."""
+    corners, far = vertices[faces], vertices[jnp.maximum(neighbours, 0)]
+    area = _edge(corners[:, 0], corners[:, 1], corners[:, 2, 0], corners[:, 2, 1])
+    drawable = jnp.isfinite(area) & (jnp.abs(area) > 1e-12) & (jnp.min(corners[..., 2], axis=1) > _NEAR)
+    starts, ends, usable = [], [], []
     for e in range(3):
-        s, t, own = corners[:, (e + 1) % 3], corners[:, (e + 2) % 3], corners[:, e]
-        side_own = _edge(s, t, own[:, 0], own[:, 1])
-        side_far = _edge(s, t, far[:, e, 0], far[:, e, 1])
-        silhouette = (far_id[:, e] < 0) | (side_own * side_far > 0)
-        ds, dt = s[:, across] - centre[:, across], t[:, across] - centre[:, across]
-        straddles = (ds <= 0) != (dt <= 0)
-        span = jnp.where(straddles, dt - ds, 1.0)
-        at = s[:, along] - (t[:, along] - s[:, along]) * ds / span - centre[:, along]
-        hit = silhouette & straddles & (at >= 0) & (at <= 1)
-        crossing = jnp.where(hit & ~jnp.isfinite(crossing), at, crossing)
-    found = jnp.isfinite(crossing)
-    at = jnp.where(found, crossing, 0.5)
-    # nearer surface at p covers [0, at] of the way to q; at q it covers [at, 1]: in both, `0.5 - at` is q's share in p
-    return jnp.where(found, 0.5 - at, 0.0), q_near
+        s, t = corners[:, (e + 1) % 3], corners[:, (e + 2) % 3]
+        other = _edge(s, t, far[:, e, 0], far[:, e, 1])
+        # an edge between a triangle seen from outside and one from inside is taken from the former only
+        usable.append(drawable & ((neighbours[:, e] < 0) | ((area < 0) & ~(other > 0))))
+        starts.append(s)
+        ends.append(t)
+    return jnp.concatenate(starts), jnp.concatenate(ends), jnp.tile(area > 0, 3), jnp.concatenate(usable)
+
+
+def _crossings(a: Array, b: Array, usable: Array, lines: int, count: int) -> tuple[Array, Array, Array]:
+    """(edge, line, real) of up to `count` crossings of intervals [a, b) with the lines at 0.5, 1.5, ..."""
+    a, b = jax.lax.stop_gradient(a), jax.lax.stop_gradient(b)
+    first = jnp.clip(jnp.ceil(jnp.minimum(a, b) - 0.5), 0, lines)
+    stop = jnp.clip(jnp.ceil(jnp.maximum(a, b) - 0.5), 0, lines)
+    total = jnp.cumsum(jnp.where(usable, stop - first, 0.0).astype(jnp.int32))
+    item = jnp.arange(count)
+    edge = jnp.minimum(jnp.searchsorted(total, item, side="right"), a.shape[0] - 1)
+    before = jnp.where(edge > 0, total[jnp.maximum(edge - 1, 0)], 0)
+    return edge, first[edge] + (item - before), item < total[-1]
+
+
+def _outermost(extent: Array, target: Array, size: int) -> Array:
+    """For each of `size` places, the id of the item with the largest extent among those aimed at it, -1 for none."""
+    extent = jax.lax.stop_gradient(extent)
+    largest = jnp.full(size + 1, -jnp.inf).at[target].max(extent)
+    wins = jnp.where(extent >= largest[target], target, size)
+    return jnp.full(size + 1, -1, jnp.int32).at[wins].max(jnp.arange(len(extent), dtype=jnp.int32))
