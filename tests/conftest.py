@@ -7,7 +7,7 @@ import pytest
 
 
 def assets_folder() -> Path | None:
-    """The development assets: `FACEJAX_ASSETS`, else `../shared/assets` beside the checkout; None when there are none."""
+    """The development assets: `FACEJAX_ASSETS`, else `../shared/assets` beside the checkout; None without any."""
     folder = Path(os.environ.get("FACEJAX_ASSETS", Path(__file__).resolve().parents[2] / "shared" / "assets"))
     return folder if (folder / "SHA256SUMS").is_file() else None
 

@@ -25,10 +25,10 @@ class Checkpoint:
     def save(self, name: str, tree: PyTree, **numbers: Any) -> None:
         """Keep the leaves of `tree` and some numbers under `name`."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        leaves = {f"leaf{i}": np.asarray(x) for i, x in enumerate(jax.tree_util.tree_leaves(tree))}
-        extra = {f"number_{k}": np.asarray(v) for k, v in numbers.items()}
+        arrays: dict[str, Any] = {f"leaf{i}": np.asarray(x) for i, x in enumerate(jax.tree_util.tree_leaves(tree))}
+        arrays |= {f"number_{k}": np.asarray(v) for k, v in numbers.items()}
         with atomic_write(self.folder / f"{name}.npz") as temporary, open(temporary, "wb") as file:
-            np.savez(file, fingerprint=np.asarray(self.fingerprint), **leaves, **extra)
+            np.savez(file, fingerprint=np.asarray(self.fingerprint), **arrays)
 
     def load(self, name: str, like: PyTree) -> tuple[PyTree, dict[str, Any]] | None:
         """What was kept under `name`, with the structure of `like`; None if there is none for this very input."""
@@ -40,7 +40,7 @@ class Checkpoint:
                 leaves, structure = jax.tree_util.tree_flatten(like)
                 values = [file[f"leaf{i}"] for i in range(len(leaves))]
                 numbers = {k[7:]: file[k] for k in file.files if k.startswith("number_")}
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
             return None
         return jax.tree_util.tree_unflatten(structure, values), numbers
 

@@ -48,7 +48,7 @@ def crop_image(frame: np.ndarray, box: np.ndarray, size: int, blur: float = 0.0)
 
 
 def key_frame_images(
-    video: Video, masks: Masks | None, ids: Sequence[int]
+    video: Video, masks: Masks | None, ids: Sequence[int] | np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
     """(frame, mask or None) of the given frames, a few in memory at a time."""
     for start in range(0, len(ids), _READ_AT_ONCE):

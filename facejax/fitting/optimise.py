@@ -53,7 +53,12 @@ def join(moving: PyTree, held: PyTree) -> PyTree:
 
 
 def minimise(
-    loss: Callable[[PyTree], Float[Array, ""]], variables: PyTree, free: tuple[str, ...], *, steps: int, rate: float = 1.0
+    loss: Callable[[PyTree], Float[Array, ""]],
+    variables: PyTree,
+    free: tuple[str, ...],
+    *,
+    steps: int,
+    rate: float = 1.0,
 ) -> tuple[PyTree, Float[Array, "steps"]]:
     """Run Adam on the leaves under `free`, each at its own rate (`RATES`), with a cosine decay to a twentieth.
 
@@ -64,7 +69,7 @@ def minimise(
     schedule = optax.cosine_decay_schedule(1.0, max(steps, 1), alpha=0.05)
     adam = optax.scale_by_adam(b1=0.9, b2=0.99)
 
-    def step(carry: tuple, i: Array) -> tuple:
+    def step(carry: tuple, i: Array) -> tuple[tuple, Array]:
         moving, state = carry
         value, gradient = jax.value_and_grad(lambda m: loss(join(m, held)))(moving)
         gradient = jax.tree_util.tree_map(lambda g: jnp.where(jnp.isfinite(g), g, 0.0), gradient)

@@ -12,7 +12,9 @@ from facejax.models.morphable import SurfacePoints
 from facejax.renderers.raster import rasterise
 
 
-def sample_surface(vertices: np.ndarray, faces: np.ndarray, weight: np.ndarray, count: int, seed: int = 0) -> SurfacePoints:
+def sample_surface(
+    vertices: np.ndarray, faces: np.ndarray, weight: np.ndarray, count: int, seed: int = 0
+) -> SurfacePoints:
     """`count` points spread over a surface in proportion to area times the mean vertex `weight` (V,).
 
     Stratified along the list of triangles, so the points are even; the same seed gives the same points.
@@ -39,8 +41,8 @@ def visible_points(
 ) -> tuple[Float[Array, "n"], Float[Array, "n 3"]]:
     """(weight, normal): how well each point is seen, and its unit normal in the head frame.
 
-    The weight is the cosine to the viewer, from 0 at 75 degrees, and 0 where the depth image of the head itself, drawn at
-    `size` by `camera`, lies more than `tolerance_m` in front.
+    The weight is the cosine to the viewer, from 0 at 75 degrees, and 0 where the depth image of the head itself, drawn
+    at `size` by `camera`, lies more than `tolerance_m` in front.
     """
     in_camera = to_camera_frame(vertices, pose)
     on_image = jnp.concatenate([project(in_camera, camera), in_camera[:, 2:]], axis=-1)
@@ -52,6 +54,6 @@ def visible_points(
     column = jnp.clip(jnp.floor(pixel[:, 0]).astype(jnp.int32), 0, size[1] - 1)
     row = jnp.clip(jnp.floor(pixel[:, 1]).astype(jnp.int32), 0, size[0] - 1)
     front = depth[row, column]
-    inside: Bool[Array, "n"] = (pixel > 0).all(axis=-1) & (pixel[:, 0] < size[1]) & (pixel[:, 1] < size[0])
+    inside: Bool[Array, n] = (pixel > 0).all(axis=-1) & (pixel[:, 0] < size[1]) & (pixel[:, 1] < size[0])
     open_view = inside & ((front == 0) | (where[:, 2] < front + tolerance_m))
     return jnp.where(open_view, jnp.clip((cosine - 0.25) / 0.75, 0.0, 1.0), 0.0), jax.lax.stop_gradient(normals)

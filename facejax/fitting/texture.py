@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from facejax.geometry.cameras import project, to_camera_frame
 from facejax.geometry.meshes import Topology, normalise, vertex_normals
@@ -13,7 +13,6 @@ from facejax.geometry.records import Camera, Face, Pose
 from facejax.renderers.deferred import vertex_light
 from facejax.renderers.raster import rasterise
 from facejax.renderers.texture import sample_bilinear
-
 
 _TEXELS_AT_ONCE = 1 << 15  # keeps the temporaries of `combine` small
 
@@ -39,7 +38,9 @@ def texture_chart(topology: Topology, size: int) -> Chart:
     triangle = np.asarray(fragments.triangle).ravel()
     texels = np.flatnonzero(triangle >= 0)
     weights = np.asarray(fragments.barycentric).reshape(-1, 3)[texels]
-    return Chart(size=size, texels=texels, triangles=topology.faces[triangle[texels]], weights=weights.astype(np.float32))
+    return Chart(
+        size=size, texels=texels, triangles=topology.faces[triangle[texels]], weights=weights.astype(np.float32)
+    )
 
 
 def unwrap_frame(
@@ -50,15 +51,15 @@ def unwrap_frame(
     pose: Pose,
     camera: Camera,
     faces: np.ndarray,
-    triangles: np.ndarray,
-    weights: np.ndarray,
+    triangles: Int[Array, "n 3"] | np.ndarray,
+    weights: Float[Array, "n 3"] | np.ndarray,
 ) -> tuple[Float[Array, "n 3"], Float[Array, "n"]]:
     """(factor, confidence) per texel: linear colour over lit albedo, and how well this frame sees the texel.
 
-    image: linear. Confidence is the squared cosine to the viewer, fading to 0 near depth edges (so that colour from behind
-    a silhouette is not taken), where the light model is near black, and where the picture is clipped.
+    image: linear. Confidence is the squared cosine to the viewer, fading to 0 near depth edges (so that colour from
+    behind a silhouette is not taken), where the light model is near black, and where the picture is clipped.
     """
-    size = image.shape[:2]
+    size = (image.shape[0], image.shape[1])
     in_camera = to_camera_frame(face.vertices, pose)
     on_image = jnp.concatenate([project(in_camera, camera), in_camera[:, 2:]], axis=-1)
     fragments = rasterise(on_image, faces, size)
@@ -68,7 +69,8 @@ def unwrap_frame(
     turned = jnp.matmul(normals, pose.rotation.T, precision="highest")
     cosine = jnp.sum(turned * normalise(-in_camera), axis=-1, keepdims=True)
     stack = jnp.concatenate([on_image, face.albedo * diffuse, cosine, specular], axis=-1)
-    value = sum(stack[triangles[:, i]] * weights[:, i, None] for i in range(3))
+    a, b, c = (stack[triangles[:, i]] * weights[:, i, None] for i in range(3))
+    value = a + b + c
     xy, z, shade, facing = value[:, :2], value[:, 2], value[:, 3:6], value[:, 6]
     # the nearest depth around the pixel: a texel next to an occlusion edge is not trusted. An eyeball lies a millimetre
     # behind the lid's margin, so the tolerance is no more than what the slope of the surface makes of two pixels
@@ -88,7 +90,7 @@ def unwrap_frame(
 def combine(
     factors: Float[np.ndarray, "k n 3"], confidence: Float[np.ndarray, "k n"], *, rounds: int = 3, scale: float = 0.15
 ) -> tuple[Float[np.ndarray, "n 3"], Float[np.ndarray, "n"]]:
-    """Robust weighted mean over frames (iteratively reweighted, Cauchy weights in log colour) and the total confidence."""
+    """Robust weighted mean over frames (iteratively reweighted, Cauchy weights in log colour) and total confidence."""
     n = factors.shape[1]
     colour, sum_confidence = np.empty((n, 3), np.float32), np.empty(n, np.float32)
     for start in range(0, n, _TEXELS_AT_ONCE):

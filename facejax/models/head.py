@@ -21,7 +21,7 @@ class Stage:
     data: Literal["landmarks", "photometric"]
     """What the frames are compared with."""
     frames: Literal["key", "all"]
-    """`key`: the key frames together, with what they share; `all`: every frame, in batches, the shared variables held."""
+    """`key`: the key frames together, with what they share; `all`: every frame, in batches, what is shared held."""
     free: tuple[str, ...]
     """Leaves that move, as prefixes of paths in {"params", "shared", "frame"}, e.g. ("shared.shape", "frame.pose")."""
     steps: int
@@ -34,8 +34,8 @@ class Stage:
 class HeadModel(Protocol):
     """A head that can be decoded from a code and fitted to pictures.
 
-    `params` is a pytree of arrays (a morphable model's bases, a network's weights); `shared` and `frame` are the two parts
-    of a code: what is one for a whole clip, and what each frame has for itself. All methods are pure.
+    `params` is a pytree of arrays (a morphable model's bases, a network's weights); `shared` and `frame` are the two
+    parts of a code: what is one for a whole clip, and what each frame has for itself. All methods are pure.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """Linear morphable heads: mean, identity modes, expression blendshapes, rotating eyeballs, and a skin colour prior.
 
-One functional core serves every linear head (`ict-facekit`, `generic`, FLAME-like files); what differs between them is data:
-a `MorphableHead` is arrays plus tables, and a new one is a new loader that fills them.
+One functional core serves every linear head (`ict-facekit`, `generic`, FLAME-like files); what differs between them is
+data: a `MorphableHead` is arrays plus tables, and a new one is a new loader that fills them.
 """
 
 import dataclasses
@@ -51,7 +51,7 @@ GAZE_RANGE_RAD = 0.6
 
 @record
 class MorphableParams(Record):
-    """Arrays of a linear head, in metres and the head frame; `v` vertices, `i` identity modes, `e` expressions, `k` skin modes."""
+    """Arrays of a linear head; metres, head frame; v vertices, i identity modes, e expressions, k skin modes."""
 
     mean: Float[Array, "v 3"]
     """The mean neutral head."""
@@ -238,14 +238,14 @@ class MorphableHead:
     def at_points(self, points: "SurfacePoints") -> "MorphableHead":
         """The same head reduced to points on its surface: each becomes a vertex, no triangle is left.
 
-        A linear model of n points costs n / V of the whole one, which is what makes landmark and point-sampled photometric
-        fits cheap. Eye weights are those of the nearest corner, so that a point is either on an eyeball or not.
+        A linear model of n points costs n / V of the whole one, which is what makes landmark and point-sampled
+        photometric fits cheap. Eye weights are those of the nearest corner: a point is either on an eyeball or not.
         """
         p, triangles, weights = self.params, points.triangles, np.asarray(points.weights, np.float32)
 
         def mix(values: Array) -> Array:  # (..., V, c) -> (..., n, c), without a copy of the whole basis on the device
-            values = np.asarray(values)
-            return jnp.asarray(sum(values[..., triangles[:, i], :] * weights[:, i, None] for i in range(3)))
+            host = np.asarray(values)
+            return jnp.asarray(sum(host[..., triangles[:, i], :] * weights[:, i, None] for i in range(3)))
 
         nearest = triangles[np.arange(len(triangles)), np.argmax(weights, axis=1)]
         params = p.replace(
@@ -259,5 +259,3 @@ class MorphableHead:
             roughness=mix(p.roughness[:, None])[:, 0],
         )
         return dataclasses.replace(self, params=params)
-
-

@@ -16,7 +16,7 @@ def face_radius_px(pixels: Float[np.ndarray, "f n 2"]) -> Float[np.ndarray, "f"]
 
 
 def robust(squared: Float[Array, "*n"], scale: float) -> Float[Array, "*n"]:
-    """Squared residuals, growing only linearly beyond `scale` (pseudo-Huber): 2 s² (sqrt(1 + x / s²) - 1) -> x near 0."""
+    """Squared residuals, growing linearly beyond `scale` (pseudo-Huber): 2 s² (sqrt(1 + x / s²) - 1) -> x near 0."""
     return 2 * scale**2 * (jnp.sqrt(1 + squared / scale**2) - 1)
 
 
@@ -28,7 +28,7 @@ def landmark_loss(
     *,
     scale_mm: float = 3.0,
 ) -> Float[Array, ""]:
-    """Weighted mean of robust squared reprojection errors (mm² on the face). Points of weight 0 may be NaN in `target`."""
+    """Weighted mean of robust squared reprojection errors (mm² on the face). `target` may be NaN where weight is 0."""
     target = jnp.where(weights[:, None] > 0, target, jax.lax.stop_gradient(pixels))
     squared = jnp.sum(((pixels - target) * mm_per_px) ** 2, axis=-1)
     return jnp.sum(weights * robust(squared, scale_mm)) / jnp.maximum(jnp.sum(weights), 1e-6)

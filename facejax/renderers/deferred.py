@@ -49,7 +49,7 @@ def light_bases(
 def vertex_light(
     face: Face, light: Float[Array, "b 3"], pose: Pose, normals_head: Float[Array, "v 3"]
 ) -> tuple[Float[Array, "v 3"], Float[Array, "v 3"]]:
-    """(irradiance / pi, specular radiance) at vertices under an unshadowed light in the camera frame, never negative."""
+    """(irradiance / pi, specular radiance) at vertices, unshadowed, light in the camera frame; never negative."""
     diffuse, specular = light_bases(face, pose, normals_head, math.isqrt(light.shape[0]))
     product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
     return jnp.maximum(product(diffuse, light), 0.0), jnp.maximum(product(specular, light), 0.0)
@@ -58,7 +58,7 @@ def vertex_light(
 def specular_albedo(
     specular: Float[Array, "*n"], roughness: Float[Array, "*n"], facing: Float[Array, "*n"]
 ) -> Float[Array, "*n"]:
-    """Share of even light that a GGX surface with Smith shadowing and Schlick's Fresnel term reflects towards the viewer.
+    """Share of even light that a GGX surface (Smith shadowing, Schlick's Fresnel term) reflects towards the viewer.
 
     Karis' analytic fit (2014, "Physically based shading on mobile"), in terms of sqrt(alpha); 0 where `specular` is 0.
     roughness: alpha. facing: cosine between normal and viewer.
@@ -80,7 +80,7 @@ def make_renderer(
 ) -> Render:
     """A `render` for one mesh topology and image size (height, width).
 
-    shade: (face, light, pose, normals_head) -> (irradiance / pi, specular radiance) at vertices; `vertex_light` by default.
+    shade: (face, light, pose, normals_head) -> (irradiance / pi, specular radiance) at vertices.
     """
     faces, uv_faces, uv = topology.faces, topology.uv_faces, topology.uv
     neighbours = edge_neighbours(faces)

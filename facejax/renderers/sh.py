@@ -1,6 +1,6 @@
 """Real spherical harmonics: orthonormal, index l*l + l + m, no Condon-Shortley phase, evaluated as polynomials.
 
-The polynomial form has finite derivatives everywhere, the poles included. Reference for the convention and its test vector:
+The polynomial form has finite derivatives everywhere, the poles included. The convention and its test vector stand in
 `docs/conventions.md`.
 """
 
@@ -17,8 +17,8 @@ _HIGHEST = jax.lax.Precision.HIGHEST
 def sh_basis(directions: Float[Array, "*n 3"], bands: int) -> Float[Array, "*n b"]:
     """Values of the first `bands`² functions in unit directions.
 
-    With Y_l^m = N_l^m Q_l^|m|(z) times Re or Im of (x + iy)^|m|, where Q is the associated Legendre function without its
-    (1 - z²)^(m/2) factor, built by the usual upward recurrence in l.
+    With Y_l^m = N_l^m Q_l^|m|(z) times Re or Im of (x + iy)^|m|, where Q is the associated Legendre function without
+    its (1 - z²)^(m/2) factor, built by the usual upward recurrence in l.
     """
     x, y, z = directions[..., 0], directions[..., 1], directions[..., 2]
     values: list[Array | None] = [None] * bands**2
@@ -76,7 +76,7 @@ def roughness_kernel(alpha: Float[Array, "*n"], bands: int) -> Float[Array, "*n 
 
 
 def irradiance_basis(normals: Float[Array, "*n 3"], bands: int) -> Float[Array, "*n b"]:
-    """Radiance of a white Lambert surface (irradiance / pi) per coefficient of an unshadowed light in the normals' frame."""
+    """Radiance of a white Lambert surface (irradiance / pi) per coefficient of a light in the normals' frame."""
     return sh_basis(normals, bands) * per_band(lambert_kernel(bands), bands)
 
 
@@ -98,7 +98,10 @@ def reflection_basis(
 
 
 def reflection(
-    normals: Float[Array, "*n 3"], to_eye: Float[Array, "*n 3"], light: Float[Array, "b 3"], roughness: Float[Array, "*n"]
+    normals: Float[Array, "*n 3"],
+    to_eye: Float[Array, "*n 3"],
+    light: Float[Array, "b 3"],
+    roughness: Float[Array, "*n"],
 ) -> Float[Array, "*n 3"]:
     """Light arriving from around the mirror direction, before Fresnel, see `reflection_basis`."""
     bands = math.isqrt(light.shape[0])
