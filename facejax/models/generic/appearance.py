@@ -54,7 +54,7 @@ def regions(mesh: Mesh) -> dict[str, np.ndarray]:
         * np.interp(ring, [3, 4, 5], [0.1, 0.6, 1.0])
         * (ring >= 3),
         "nose": np.maximum(nose, nostril),
-        "brows": smooth_step(brow, 1.5, 0.45) * front * (z > 55),
+        "brows": smooth_step(brow, 1.7, 0.3) * front * (z > 55),
         "eye_sockets": socket,
         "eyeballs": part == build.EYEBALL,
         "iris": (part == build.EYEBALL) & (ring <= 6),

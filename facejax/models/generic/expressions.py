@@ -15,11 +15,11 @@ ARKIT_NAMES = (
     "eyeWideLeft", "eyeBlinkRight", "eyeLookDownRight", "eyeLookInRight", "eyeLookOutRight", "eyeLookUpRight",
     "eyeSquintRight", "eyeWideRight", "jawForward", "jawLeft", "jawRight", "jawOpen", "mouthClose", "mouthFunnel",
     "mouthPucker", "mouthLeft", "mouthRight", "mouthSmileLeft", "mouthSmileRight", "mouthFrownLeft", "mouthFrownRight",
-    "mouthDimpleLeft", "mouthDimpleRight", "mouthStretchLeft", "mouthStretchRight", "mouthRollLower", "mouthRollUpper", "mouthShrugLower",
-    "mouthShrugUpper", "mouthPressLeft", "mouthPressRight", "mouthLowerDownLeft", "mouthLowerDownRight",
-    "mouthUpperUpLeft", "mouthUpperUpRight", "browDownLeft", "browDownRight", "browInnerUp", "browOuterUpLeft",
-    "browOuterUpRight", "cheekPuff", "cheekSquintLeft", "cheekSquintRight", "noseSneerLeft", "noseSneerRight",
-    "tongueOut",
+    "mouthDimpleLeft", "mouthDimpleRight", "mouthStretchLeft", "mouthStretchRight", "mouthRollLower", "mouthRollUpper",
+    "mouthShrugLower", "mouthShrugUpper", "mouthPressLeft", "mouthPressRight", "mouthLowerDownLeft",
+    "mouthLowerDownRight", "mouthUpperUpLeft", "mouthUpperUpRight", "browDownLeft", "browDownRight", "browInnerUp",
+    "browOuterUpLeft", "browOuterUpRight", "cheekPuff", "cheekSquintLeft", "cheekSquintRight", "noseSneerLeft",
+    "noseSneerRight", "tongueOut",
 )  # fmt: skip
 """In the order of Apple's `ARFaceAnchor.BlendShapeLocation` documentation."""
 
@@ -118,7 +118,7 @@ def displacements(mesh: Mesh) -> np.ndarray:
     near = _bump(v, (31.5, 36, 96), (11, 8, 9)) * (mesh.part == build.EYE)
     shift = near[:, None] * np.array([1.0, 0.0, 0.0])
     pair("eyeBlink", lids(mesh, 1.0, 1.0) + push((31, 49, 93), (16, 6, 10), (0, -1.2, 0)))
-    pair("eyeLookDown", lids(mesh, 0.50, -1.6))
+    pair("eyeLookDown", lids(mesh, 0.62, -1.8))
     pair("eyeLookUp", lids(mesh, -0.28, 0.7))
     pair("eyeLookIn", -0.7 * shift)
     pair("eyeLookOut", 0.7 * shift)

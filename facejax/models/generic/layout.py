@@ -247,7 +247,7 @@ def ear_rings() -> list[Ring]:
 
 _ANCHORS = (  # centre, radius within which the edge length is h0, h0, growth beyond
     ((0, 0, 108), 19, 2.0, 0.15),
-    ((30, 50, 88), 15, 2.5, 0.12),
+    ((30, 52, 90), 15, 2.15, 0.12),
     ((31, 34, 88), 24, 2.9, 0.12),
     ((0, -31, 100), 36, 3.3, 0.11),
     ((0, 5, 86), 60, 4.2, 0.11),
@@ -257,7 +257,7 @@ _ANCHORS = (  # centre, radius within which the edge length is h0, h0, growth be
 
 def edge_length(p: np.ndarray) -> np.ndarray:
     """Wanted length (n,) of edges at points (n, 3) of the left half."""
-    h = np.full(len(p), 12.0)
+    h = np.full(len(p), 9.6)
     for centre, r, h0, growth in _ANCHORS:
         h = np.minimum(h, h0 + growth * np.maximum(np.linalg.norm(p - np.array(centre), axis=1) - r, 0))
     return h
@@ -322,195 +322,190 @@ def _strip(outer: np.ndarray, inner: np.ndarray, closed: bool) -> np.ndarray:
     )
 
 
-def build_half(seed: int = 0, steps: int = 140) -> Half:
-    """Lay out the left half and bring it onto the sculpture (not yet relaxed there)."""
-    features = [eye_rings(), mouth_rings(), nostril_rings(), ear_rings()]
-    loops = [_unit(f[0].guide - CENTRE) for f in features]
-    mouth_loop = np.concatenate([loops[1], (loops[1] * sculpt.FLIP)[-2:0:-1]])
-    closed_loops = [loops[0], mouth_loop, loops[2], loops[3]]
-    # The lower end of the neck.
+def _lift(d: np.ndarray) -> np.ndarray:
+    """Points (n, 3) of the smooth head in directions (n, 3)."""
+    return CENTRE + radius(d, False)[:, None] * d
+
+
+def _neck_end() -> np.ndarray:
+    """Points (17, 3) of the left half of the neck's lower end, from the front to the back."""
     turn = np.linspace(0, np.pi, 17)
-    neck = along(
-        np.column_stack([0 * turn, np.full(17, NECK_Y), np.full(17, -25.0)]),
-        np.column_stack([np.sin(turn), 0 * turn, np.cos(turn)]),
-        False,
-        110.0,
-    )
+    axis = np.column_stack([0 * turn, np.full(17, NECK_Y), np.full(17, -25.0)])
+    neck = along(axis, np.column_stack([np.sin(turn), 0 * turn, np.cos(turn)]), False, 110.0)
     neck[0, 0] = neck[-1, 0] = 0.0
-    # The point behind the head where the texture chart has its seam must be a vertex.
-    # It is surrounded by even rings, or the chart's straight edges would fold over its rim.
-    back = [[0.0, 0.0, -1.0]]
-    for rho in np.radians([174.0, 167.0, 160.0, 152.0]):
-        back += [
-            [np.sin(rho) * np.cos(t), np.sin(rho) * np.sin(t), np.cos(rho)]
-            for t in np.linspace(-np.pi / 2, np.pi / 2, 15)
-        ]
-    fixed = np.concatenate([*loops, _unit(neck - CENTRE), back])
-    fixed[np.abs(fixed[:, 0]) < 1e-7, 0] = 0.0
-    # Candidates: a Fibonacci sphere, thinned to the wanted spacing in a fixed random order.
-    rng = np.random.default_rng(seed)
-    m = 60_000
-    i = np.arange(m) + 0.5
-    ang, cy = np.pi * (1 + 5**0.5) * i, 1 - 2 * i / m
-    cand = np.column_stack([np.cos(ang) * np.sqrt(1 - cy**2), cy, np.sin(ang) * np.sqrt(1 - cy**2)])
-    cand = cand[cand[:, 0] > 0]
-    meridian = np.linspace(0, 2 * np.pi, 4000, endpoint=False)
-    line = np.column_stack([0 * meridian, np.sin(meridian), np.cos(meridian)])
+    return neck
 
-    def lift(d: np.ndarray) -> np.ndarray:
-        return CENTRE + radius(d, False)[:, None] * d
 
-    def allowed(d: np.ndarray, p: np.ndarray) -> np.ndarray:
-        ok = p[:, 1] > NECK_Y + 5
-        for loop in closed_loops:
-            ok &= ~_inside(d, loop, 1.06)
-        return ok
+def _seam_rings() -> np.ndarray:
+    """Directions around the point behind the head that the texture chart shows as its rim.
 
+    That point must be a vertex, and even rings must surround it, or the chart's straight edges would fold over its rim.
+    """
+    turn = np.linspace(-np.pi / 2, np.pi / 2, 15)
+    rings = [
+        np.column_stack([np.sin(rho) * np.cos(turn), np.sin(rho) * np.sin(turn), np.full(15, np.cos(rho))])
+        for rho in np.radians([174.0, 167.0, 160.0, 152.0])
+    ]
+    return np.concatenate([[[0.0, 0.0, -1.0]], *rings])
+
+
+def _thin(d: np.ndarray, taken: np.ndarray, order: np.ndarray, factor: float, loops: list[np.ndarray]) -> np.ndarray:
+    """Of directions (n, 3), those that keep the wanted distances among each other and to `taken` points, by `order`.
+
+    None is kept within a closed loop or at the end of the neck. `factor` scales the distances.
+    """
     from scipy.spatial import cKDTree
 
-    fixed_p = lift(fixed)
+    p = _lift(d)
+    ok = p[:, 1] > NECK_Y + 5
+    for loop in loops:
+        ok &= ~_inside(d, loop, 1.06)
+    d, p, order = d[ok], p[ok], order[ok]
+    h = edge_length(p) * factor
+    open_ = cKDTree(taken).query(p)[0] > 0.75 * h
+    kept = np.zeros(len(p), bool)
+    tree = cKDTree(p)
+    for k in np.argsort(order):
+        if open_[k]:
+            open_[tree.query_ball_point(p[k], h[k])] = False
+            kept[k] = True
+    return d[kept]
 
-    def thin(d: np.ndarray, taken: np.ndarray, order: np.ndarray, factor: float) -> np.ndarray:
-        p = lift(d)
-        ok = allowed(d, p)
-        d, p = d[ok], p[ok]
-        order = np.argsort(np.argsort(order[ok]))
-        h = edge_length(p) * factor
-        alive = cKDTree(taken).query(p)[0] > 0.75 * h
-        tree = cKDTree(p)
-        state = np.where(alive, 0, -1)
-        for k in np.argsort(order):
-            if state[k] == 0:
-                state[k] = 1
-                near = tree.query_ball_point(p[k], h[k])
-                for q in near:
-                    if q != k and state[q] == 0:
-                        state[q] = -1
-        return d[state == 1]
 
-    mid_free = thin(line, fixed_p, np.arange(len(line)), 0.95)
-    taken = np.concatenate([fixed_p, lift(mid_free)])
-    # Half an edge of distance from the midline, so that no triangle crosses it.
-    free = cand[lift(cand)[:, 0] > 0.6 * edge_length(lift(cand))]
-    free = thin(free, taken, rng.random(len(free)), 0.84)
-    # Ghosts in the middle of the loops' edges keep free vertices away, so that the loops are edges of the hull.
-    ghosts = np.concatenate(
-        [_unit(l + np.roll(l, -1, axis=0)) if k != 1 else _unit(l[1:] + l[:-1]) for k, l in enumerate(loops)]
-    )
-    real = np.concatenate([np.ones(len(fixed) + len(mid_free) + len(free), bool), np.zeros(len(ghosts), bool)])
-    nf, nm, nfree = len(fixed), len(mid_free), len(free)
-    d = np.concatenate([fixed, mid_free, free, ghosts])
-    n = len(d)
+def _scatter(fixed: np.ndarray, loops: list[np.ndarray], seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """First directions of free vertices: on the midline, and to its left."""
+    rng = np.random.default_rng(seed)
+    m = 60_000  # a Fibonacci sphere of candidates, taken in a fixed random order
+    turn, y = np.pi * (1 + 5**0.5) * (np.arange(m) + 0.5), 1 - 2 * (np.arange(m) + 0.5) / m
+    sphere = np.column_stack([np.cos(turn) * np.sqrt(1 - y**2), y, np.sin(turn) * np.sqrt(1 - y**2)])
+    sphere = sphere[sphere[:, 0] > 0]
+    meridian = np.linspace(0, 2 * np.pi, 4000, endpoint=False)
+    line = np.column_stack([0 * meridian, np.sin(meridian), np.cos(meridian)])
+    taken = _lift(fixed)
+    middle = _thin(line, taken, np.arange(len(line)), 0.95, loops)
+    # Half an edge away from the midline, so that no triangle crosses it.
+    p = _lift(sphere)
+    sphere = sphere[p[:, 0] > 0.6 * edge_length(p)]
+    taken = np.concatenate([taken, _lift(middle)])
+    return middle, _thin(sphere, taken, rng.random(len(sphere)), 0.84, loops)
+
+
+def _spread(fixed: np.ndarray, middle: np.ndarray, free: np.ndarray, ghosts: np.ndarray, steps: int) -> np.ndarray:
+    """Directions of fixed and free vertices after the free ones have pushed each other apart to the wanted distances.
+
+    Ghosts push but are not kept. Vertices on the midline stay there; what slips over the end of the neck is dropped.
+    """
+    d = np.concatenate([fixed, middle, free, ghosts])
+    n, first_free, end = len(d), len(fixed) + len(middle), len(d) - len(ghosts)
+    index = np.arange(n)
+    moves = (index >= len(fixed)) & (index < end)
     side = d[:, 0] > 0
     twin = np.flatnonzero(side)
     for step in range(steps):
-        full = np.concatenate([d, d[twin] * sculpt.FLIP])
         if step % 4 == 0:
-            tri = _hull(full)
+            tri = _hull(np.concatenate([d, d[twin] * sculpt.FLIP]))
             edges = np.unique(np.sort(np.concatenate([tri[:, [0, 1]], tri[:, [1, 2]], tri[:, [2, 0]]]), axis=1), axis=0)
         if step % 8 == 0:
             r = radius(d, False)
         p = CENTRE + r[:, None] * d
-        pf = np.concatenate([p, p[twin] * sculpt.FLIP])
-        hf = edge_length(np.abs(pf))
-        e = pf[edges[:, 1]] - pf[edges[:, 0]]
+        both = np.concatenate([p, p[twin] * sculpt.FLIP])
+        h = edge_length(np.abs(both))
+        e = both[edges[:, 1]] - both[edges[:, 0]]
         length = np.linalg.norm(e, axis=1)
-        want = 1.12 * (hf[edges[:, 0]] + hf[edges[:, 1]]) / 2
+        want = 1.12 * (h[edges[:, 0]] + h[edges[:, 1]]) / 2
         force = np.maximum(want - length, 0)[:, None] * e / length[:, None]
-        total = np.zeros_like(pf)
+        total = np.zeros_like(both)
         np.add.at(total, edges[:, 0], -force)
         np.add.at(total, edges[:, 1], force)
-        move = 0.18 * total[:n]
-        move[:nf] = 0
-        move[nf + nm + nfree :] = 0
-        move[nf : nf + nm, 0] = 0
+        move = 0.18 * total[:n] * moves[:, None]
+        move[len(fixed) : first_free, 0] = 0
         d = _unit(d * r[:, None] + move)
-        low = (np.arange(n) >= nf) & (np.arange(n) < nf + nm + nfree) & (p[:, 1] < NECK_Y + 7)
+        low = moves & (p[:, 1] < NECK_Y + 7)
         d[low, 1] += 2.0 / r[low]
-        near = side & (np.arange(n) >= nf + nm) & (np.arange(n) < nf + nm + nfree) & (d[:, 0] * r < 0.62 * hf[:n])
-        d[near, 0] = 0.62 * hf[:n][near] / r[near]
+        near = moves & (index >= first_free) & (d[:, 0] * r < 0.62 * h[:n])
+        d[near, 0] = 0.62 * h[:n][near] / r[near]
         d = _unit(d)
         d[~side, 0] = 0.0
-    d = d[real & ((np.arange(len(d)) < nf) | (p[:, 1] > NECK_Y + 2))]
-    n = len(d)
-    full = np.concatenate([d, d[d[:, 0] > 0] * sculpt.FLIP])
-    tri = _hull(full)
-    tri = tri[np.all(tri < n, axis=1)]
-    # Drop what fills the features' loops and the open end of the neck.
-    owner = np.full(n, -1)
-    start = 0
-    ids = []
-    for k, loop in enumerate(loops):
-        ids.append(np.arange(start, start + len(loop)))
-        owner[start : start + len(loop)] = k
-        start += len(loop)
-    owner[start : start + len(neck)] = 9
-    same = (owner[tri[:, 0]] >= 0) & (owner[tri[:, 0]] == owner[tri[:, 1]]) & (owner[tri[:, 0]] == owner[tri[:, 2]])
-    tri = tri[~same]
+    return d[(index < end) & (~moves | (p[:, 1] > NECK_Y + 2))]
 
-    part, ring_no, slot = np.zeros(n, int), np.full(n, -1), np.full(n, -1)
-    hold = np.zeros(n)
-    pos = CENTRE + radius(d, True)[:, None] * d
-    pos[start : start + len(neck)] = neck
-    hold[start : start + len(neck)] = 1.0
-    # The neck's end stays level.
-    blocks = {"position": [pos], "hold": [hold], "part": [part], "ring": [ring_no], "slot": [slot]}
-    faces = [tri]
-    total_n = n
+
+def _triangulate(d: np.ndarray, owner: np.ndarray) -> np.ndarray:
+    """Triangles between directions of the left half, but those that fill a loop (all corners of one owner >= 0)."""
+    tri = _hull(np.concatenate([d, d[d[:, 0] > 0] * sculpt.FLIP]))
+    tri = tri[np.all(tri < len(d), axis=1)]
+    o = owner[tri]
+    return tri[~((o[:, 0] >= 0) & (o[:, 0] == o[:, 1]) & (o[:, 0] == o[:, 2]))]
+
+
+def _fan(ring: np.ndarray, apex: int, closed: bool) -> np.ndarray:
+    """Triangles from the vertices of a ring to one vertex."""
+    last = np.roll(ring, -1)
+    fan = np.column_stack([ring, last, np.full(len(ring), apex)])
+    return fan if closed else fan[:-1]
+
+
+def build_half(seed: int = 0, steps: int = 140) -> Half:
+    """Lay out the left half and bring it onto the sculpture (not yet relaxed there)."""
+    features = [eye_rings(), mouth_rings(), nostril_rings(), ear_rings()]
+    loops = [_unit(f[0].guide - CENTRE) for f in features]
+    closed_loops = [loops[0], np.concatenate([loops[1], (loops[1] * sculpt.FLIP)[-2:0:-1]]), loops[2], loops[3]]
+    neck = _neck_end()
+    fixed = np.concatenate([*loops, _unit(neck - CENTRE), _seam_rings()])
+    fixed[np.abs(fixed[:, 0]) < 1e-7, 0] = 0.0
+    middle, free = _scatter(fixed, closed_loops, seed)
+    # Ghosts in the middle of the loops' edges keep free vertices away, so that the loops are edges of the hull.
+    ghosts = np.concatenate(
+        [_unit(l[1:] + l[:-1]) if k == 1 else _unit(l + np.roll(l, -1, axis=0)) for k, l in enumerate(loops)]
+    )
+    d = _spread(fixed, middle, free, ghosts, steps)
+    n = len(d)
+    starts = np.concatenate([[0], np.cumsum([len(l) for l in loops])])
+    owner = np.full(n, -1)
+    for k in range(len(loops)):
+        owner[starts[k] : starts[k + 1]] = k
+    end = slice(starts[-1], starts[-1] + len(neck))
+    owner[end] = len(loops)
+
+    position, hold = CENTRE + radius(d, True)[:, None] * d, np.zeros(n)
+    position[end], hold[end] = neck, 1.0
+    part, ring_number, slot = np.zeros(n, int), np.full(n, -1), np.full(n, -1)
+    blocks = {"position": [position], "hold": [hold], "part": [part], "ring": [ring_number], "slot": [slot]}
+    faces = [_triangulate(d, owner)]
+    count = n
+
+    def add(p: np.ndarray, stay: float | np.ndarray, code: int, number: int) -> np.ndarray:
+        nonlocal count
+        m = len(p)
+        blocks["position"].append(p)
+        blocks["hold"].append(np.full(m, stay))
+        blocks["part"].append(np.full(m, code))
+        blocks["ring"].append(np.full(m, number))
+        blocks["slot"].append(np.arange(m))
+        count += m
+        return np.arange(count - m, count)
+
     for k, rings in enumerate(features):
-        closed = k != 1
-        outer = ids[k]
-        pos[outer], hold[outer], part[outer], ring_no[outer], slot[outer] = (
-            rings[0].position,
-            rings[0].hold,
-            k + 1,
-            0,
-            np.arange(len(outer)),
-        )
+        closed = k != 1  # of the mouth this is the left half
+        outer = np.arange(starts[k], starts[k + 1])
+        position[outer], hold[outer] = rings[0].position, rings[0].hold
+        part[outer], ring_number[outer], slot[outer] = k + 1, 0, np.arange(len(outer))
         for j, ring in enumerate(rings[1:], 1):
-            inner = np.arange(total_n, total_n + len(outer))
-            total_n += len(outer)
+            inner = add(ring.position, ring.hold, k + 1, j)
             faces.append(_strip(outer, inner, closed))
-            for name, value in {
-                "position": ring.position,
-                "hold": np.full(len(inner), ring.hold),
-                "part": np.full(len(inner), k + 1),
-                "ring": np.full(len(inner), j),
-                "slot": np.arange(len(inner)),
-            }.items():
-                blocks[name].append(value)
             outer = inner
         if k == 0:
             continue  # the pocket behind the lids stays open: it lies inside the orbit
         last = rings[-1].position
-        centre = last.mean(0)
+        centre = last.mean(axis=0)
         if k == 1:
-            # The back of the mouth: a seam of vertices on the midline is not needed, one vertex closes both halves.
             centre = np.array([0.0, centre[1], last[:, 2].min() - 4.0])
-        faces.append(
-            np.array(
-                [
-                    [outer[i], outer[(i + 1) % len(outer)], total_n]
-                    for i in range(len(outer) if closed else len(outer) - 1)
-                ]
-            )
-        )
-        for name, value in {
-            "position": centre[None],
-            "hold": np.ones(1),
-            "part": np.array([k + 1]),
-            "ring": np.array([len(rings)]),
-            "slot": np.zeros(1, int),
-        }.items():
-            blocks[name].append(value)
-        total_n += 1
+        apex = add(centre[None], 1.0, k + 1, len(rings))
+        faces.append(_fan(outer, int(apex[0]), closed))
     out = {name: np.concatenate(v) for name, v in blocks.items()}
-    out["position"] = np.array(out["position"], float)
-    zero = np.zeros(total_n, bool)
-    zero[:n] = d[:, 0] == 0
-    zero |= np.abs(out["position"][:, 0]) < 1e-9
+    zero = np.abs(out["position"][:, 0]) < 1e-9
+    zero[:n] |= d[:, 0] == 0
     out["position"][zero, 0] = 0.0
-    direction = np.zeros((total_n, 3))
+    direction = np.zeros((count, 3))
     direction[:n] = d
     return Half(faces=np.concatenate(faces), direction=direction, **out)
 

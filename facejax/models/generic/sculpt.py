@@ -153,16 +153,16 @@ def _skull(p: np.ndarray) -> np.ndarray:
     d = _ellipsoid(p, (0, 64, -10), (75, 84, 82))
     d = _union(d, _ellipsoid(p, (0, 68, 40), (61, 70, 66)), 40)
     d = _union(d, _ellipsoid(p, (0, 0, 42), (59, 84, 61)), 24)
-    return _union(d, _ellipsoid(p, (0, 10, 5), (66, 60, 60)), 30)
+    return _union(d, _ellipsoid(p, (0, 10, 5), (63, 60, 60)), 30)
 
 
 def _bones(p: np.ndarray, d: np.ndarray) -> np.ndarray:
     d = _union(d, _pair(lambda q: _capsule(q, (46, -35, 22), (18, -64, 84), 11, 13), p, 10), 28)  # jaw line
-    d = _union(d, _pair(lambda q: _capsule(q, (53, 4, 14), (46, -33, 23), 13, 12), p, 4), 26)  # ramus
+    d = _union(d, _pair(lambda q: _capsule(q, (51, 4, 14), (45, -33, 23), 13, 12), p, 4), 26)  # ramus
     d = _union(d, _pair(lambda q: _ellipsoid(q, (36, -18, 62), (24, 30, 30)), p, 4), 24)  # flesh of the cheek
     d = _union(d, _ellipsoid(p, (0, -64, 89), (22, 17, 20)), 22)  # chin
     d = _union(d, _pair(lambda q: _ellipsoid(q, (43, 8, 72), (19, 17, 18)), p, 4), 26)  # cheek bone
-    d = _union(d, _pair(lambda q: _capsule(q, (52, 8, 58), (62, 14, 12), 10, 8), p, 4), 26)  # zygomatic arch
+    d = _union(d, _pair(lambda q: _capsule(q, (52, 8, 58), (59, 14, 12), 10, 8), p, 4), 26)  # zygomatic arch
     d = _union(d, _pair(lambda q: _capsule(q, (6, 53, 97), (37, 56, 83), 7.5, 6.5), p, 14), 16)  # brow ridge
     d = _union(d, _pair(lambda q: _capsule(q, (37, 56, 83), (51, 38, 67), 6.5, 7), p, 4), 18)  # outer rim of the orbit
     return _union(d, _ellipsoid(p, (0, -27, 79), (34, 25, 31)), 22)  # muzzle
