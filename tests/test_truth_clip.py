@@ -292,6 +292,8 @@ def test_errors_are_measured_as_made(case: tuple[TrackResult, Truth], head: Morp
     assert report["blink"]["lag_frames"] == pytest.approx(1, abs=0.15)
     with pytest.raises(InputError, match="another clip"):
         evaluate_truth(result, make_truth(head, TruthSpec(frames=5))[0])
+    with pytest.raises(InputError, match="not finite in 24 of 24"):
+        evaluate_truth(dataclasses.replace(result, rotation=result.rotation * np.float32("nan")), truth)
 
 
 def test_jitter_of_a_still_clip(head: MorphableHead) -> None:

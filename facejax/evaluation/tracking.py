@@ -165,7 +165,7 @@ def evaluate_truth(result: TrackResult, truth: Truth, *, posed_frames: int = 4) 
     what is left of it after each frame's rigid motion is taken out. Poses are compared on frames that did not fail;
     the signals take all frames, bridged ones included.
 
-    Raises `InputError` when the track has frames that the truth does not.
+    Raises `InputError` when the track has frames that the truth does not, or poses that are not finite.
     """
     ids = np.asarray(result.frame_ids)
     if len(ids) == 0 or ids.max() >= len(truth.vertices):
@@ -173,6 +173,9 @@ def evaluate_truth(result: TrackResult, truth: Truth, *, posed_frames: int = 4) 
             f"the truth has {len(truth.vertices)} frames, the track goes up to frame {ids.max(initial=-1)}: "
             "is it another clip's?"
         )
+    broken = ~np.isfinite(result.rotation).all(axis=(1, 2)) | ~np.isfinite(result.translation).all(axis=1)
+    if broken.any():
+        raise InputError(f"the track's pose is not finite in {broken.sum()} of {len(ids)} frames: track the clip again")
     head = result.load_head()
 
     def mark(vertices: np.ndarray) -> np.ndarray:
