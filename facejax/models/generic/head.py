@@ -14,6 +14,9 @@ from facejax.models.morphable import REGIONS, MorphableHead, MorphableParams, Su
 
 LANDMARKS_478 = Path(__file__).parent / "landmarks478.npz"
 
+VERSION = 1
+"""Part of the head's sha256: raise it when identity modes or expressions change, which are computed, not stored."""
+
 # iBUG points of the subject's left half, or of the midline, as places (mm) that are taken to the nearest free skin.
 _PLACES = {
     16: (71, 28, 14), 15: (69, 8, 19), 14: (67, -11, 20), 13: (61, -30, 26), 12: (54, -46, 38), 11: (45, -60, 53),
@@ -111,7 +114,7 @@ def generic_head() -> MorphableHead:
     eye = sculpt.EYE * 1e-3
     points68 = landmarks68(mesh)
     points478 = _landmarks478(mesh, points68)
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(f"generic {VERSION}".encode())
     for array in (mesh.vertices, mesh.faces, mesh.uv, mesh.uv_faces, points478.triangles, points478.weights):
         digest.update(np.ascontiguousarray(array).tobytes())
     params = MorphableParams(
