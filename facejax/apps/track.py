@@ -56,6 +56,7 @@ def track(
     preset: str = "fast",
     renders: bool = False,
     resume: bool = False,
+    config: FitConfig | None = None,
     progress: Progress | None = None,
     extra: Callable[[TrackResult, Path], Iterable[Row]] | None = None,
     extra_files: Iterable[str] = (),
@@ -63,8 +64,8 @@ def track(
     """Track the face in a video and write the folder `out`; returns the table of what was reached.
 
     Options are those of `fit_sequence`; model: a name, a path or a head. frames: (first, one past the last).
-    renders: write `renders/` too. extra: writes files of its own, named in `extra_files`, into the folder, and returns
-    more rows for the table and `metrics.json`.
+    config: instead of preset and size. renders: write `renders/` too. extra: writes files of its own, named in
+    `extra_files`, into the folder, and returns more rows for the table and `metrics.json`.
 
     Nothing appears at `out` before everything is there. Finished work is kept in the hidden folder
     `progress_folder(out)` until then; with `resume` an interrupted run goes on from it, else it is discarded.
@@ -82,7 +83,7 @@ def track(
             shutil.rmtree(work, ignore_errors=True)
         resumed = work.is_dir()
         clip = video if isinstance(video, Video) else open_video(video, frames)
-        config = _config(preset, size)
+        config = config or _config(preset, size)
         head = model if isinstance(model, MorphableHead) else load_model(model)
         earlier = TrackResult.load(identity) if identity is not None else None
         seen = find_landmarks(clip, landmarks, face=face, work=work, progress=tell)
