@@ -339,11 +339,15 @@ class _BarProgress:
 
 
 def print_summary(rows: Iterable[Row], title: str) -> None:
-    """Prints the short table of what was reached; a control column is shown only where some row has one."""
+    """Prints the short table of what was reached; a control column is shown only where some row has one.
+
+    Rows named "note" follow below it, a line each.
+    """
     from rich.console import Console
     from rich.table import Table
 
-    rows = list(rows)
+    every = list(rows)
+    rows, notes = [r for r in every if r[0] != "note"], [r[1] for r in every if r[0] == "note"]
     controls = any(control not in (None, "") for _, _, control in rows)
     table = Table(title=title, title_justify="left")
     table.add_column("reached")
@@ -352,7 +356,10 @@ def print_summary(rows: Iterable[Row], title: str) -> None:
         table.add_column("control", justify="right")
     for name, value, control in rows:
         table.add_row(*[_cell(c) for c in ((name, value, control) if controls else (name, value))])
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    for note in notes:
+        console.print(f"note: {note}", markup=False, highlight=False)
 
 
 def _cell(value: object) -> str:
