@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, SupportsIndex
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -76,7 +76,9 @@ class Video:
         self._check_range(start, stop)
         return self._reader.iterate(self.first + start, self.first + stop, max_side or self.max_side)
 
-    def read(self, indices: Sequence[int] | np.ndarray, *, max_side: int | None = None) -> UInt8[np.ndarray, "n h w 3"]:
+    def read(
+        self, indices: Sequence[SupportsIndex] | np.ndarray, *, max_side: int | None = None
+    ) -> UInt8[np.ndarray, "n h w 3"]:
         """The frames of these numbers, in the order given, as one array. One pass, jumping between key frames."""
         wanted = [int(i) for i in np.asarray(indices).reshape(-1)]
         if not wanted:
@@ -669,7 +671,9 @@ class Masks:
             raise InputError(f"masks {start}:{stop} were asked for, but there are {self.n_frames}.")
         return (_read_mask(p, max_side) for p in self._paths[start:stop])
 
-    def read(self, indices: Sequence[int] | np.ndarray, *, max_side: int | None = None) -> Bool[np.ndarray, "n h w"]:
+    def read(
+        self, indices: Sequence[SupportsIndex] | np.ndarray, *, max_side: int | None = None
+    ) -> Bool[np.ndarray, "n h w"]:
         """The masks of these frame numbers as one array."""
         return np.stack([_read_mask(self._paths[int(i)], max_side) for i in np.asarray(indices).reshape(-1)])
 
