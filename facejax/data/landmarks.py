@@ -64,7 +64,7 @@ class Landmarks:
 
     points: pixels of the input video, pixel (0, 0)'s centre at (0.5, 0.5); NaN where missing.
     depth: pixels of the same scale, relative to the head's centre, smaller is nearer to the camera.
-    blendshapes: MediaPipe's 52 activations in [0, 1], named by `blendshape_names`; NaN where missing.
+    blendshapes: MediaPipe's 52 activations in [0, 1], named by `blendshape_names`; NaN where missing; none if unknown.
     valid: frames in which the face was found.
     confidence: in [0, 1], a heuristic (see `landmark_confidence`); 0 where a point is missing.
     box: (x0, y0, x1, y1), the part of the frame that the network was given.
@@ -72,7 +72,7 @@ class Landmarks:
 
     points: Float[np.ndarray, "frames 478 2"]
     depth: Float[np.ndarray, "frames 478"]
-    blendshapes: Float[np.ndarray, "frames 52"]
+    blendshapes: Float[np.ndarray, "frames _"]
     blendshape_names: tuple[str, ...]
     valid: Bool[np.ndarray, " frames"]
     confidence: Float[np.ndarray, "frames 478"]
@@ -93,12 +93,13 @@ def landmark_confidence(
     A point on the side that is turned away is a guess of the network. Its normal is taken as the direction from the
     head's centre, between the ears, to the point; confidence rises smoothly from 0.1 where that is 30 degrees past the
     silhouette to 1 where it is 10 degrees before it. The points of an iris count less as its lid closes, and points
-    outside the image a fifth. NaN points get 0.
+    outside the image a fifth. NaN points get 0; without depth all others get 1.
     """
     xyz = np.concatenate([points, depth[:, None]], axis=-1).astype(np.float64)
-    finite: np.ndarray = np.all(np.isfinite(xyz), axis=-1)
-    if not finite[[CHEEK_RIGHT, CHEEK_LEFT, FOREHEAD, CHIN]].all():
+    finite: np.ndarray = np.all(np.isfinite(points), axis=-1)
+    if not np.isfinite(xyz[[CHEEK_RIGHT, CHEEK_LEFT, FOREHEAD, CHIN]]).all():
         return finite.astype(np.float32)  # a partial file: no orientation to judge by
+    finite = finite & np.isfinite(depth)
     across = xyz[CHEEK_LEFT] - xyz[CHEEK_RIGHT]
     down = xyz[CHIN] - xyz[FOREHEAD]
     down = down / max(float(np.linalg.norm(down)), 1e-9)
