@@ -219,12 +219,13 @@ def antialias(
         reach = jnp.where(direction[:, across] == 0, 1.0, direction[:, across])
         part = (line + 0.5 - s[:, across]) / reach
         place = s[:, along] + part * direction[:, along] - 0.5
-        first = jnp.floor(jax.lax.stop_gradient(place))
+        surface_at_q = (direction[:, across] > 0) == (positive[edge] == (axis == 0))
+        first = jax.lax.stop_gradient(place)  # an edge on a centre covers that pixel: the pair is the one beyond it
+        first = jnp.where(surface_at_q, jnp.ceil(first) - 1, jnp.floor(first))
         alive &= (first >= 0) & (first < pairs)
         row, column = (x.astype(jnp.int32) for x in ((first, line) if axis == 0 else (line, first)))
         p = jnp.where(alive, row * width + column, 0)
         q = jnp.where(alive, p + stride, 0)
-        surface_at_q = (direction[:, across] > 0) == (positive[edge] == (axis == 0))
         near, far = jnp.where(surface_at_q, q, p), jnp.where(surface_at_q, p, q)
         inverse = (1 - part) / s[:, 2] + part / t[:, 2]
         alive &= (triangle[p] != triangle[q]) & (depth[near] < depth[far]) & (inverse * depth[far] > 1)
