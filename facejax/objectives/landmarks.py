@@ -17,7 +17,7 @@ def face_radius_px(pixels: Float[np.ndarray, "f n 2"]) -> Float[np.ndarray, "f"]
 
 def robust(squared: Float[Array, "*n"], scale: float) -> Float[Array, "*n"]:
     """Squared residuals, growing linearly beyond `scale` (pseudo-Huber): 2 s² (sqrt(1 + x / s²) - 1) -> x near 0."""
-    return 2 * scale**2 * (jnp.sqrt(1 + squared / scale**2) - 1)
+    return 2 * squared / (jnp.sqrt(1 + squared / scale**2) + 1)  # not the form with `- 1`, which loses small residuals
 
 
 def landmark_loss(
