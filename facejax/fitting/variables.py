@@ -75,13 +75,13 @@ def pose_from_landmarks(
     total = jnp.maximum(jnp.sum(weights), 1e-6)
     centre_3d = jnp.sum(weights[:, None] * points, axis=0) / total
     centre_2d = jnp.sum(weights[:, None] * pixels, axis=0) / total
-    x, y = points - centre_3d, pixels - centre_2d
+    x, y = points - centre_3d, (pixels - centre_2d) / camera.focal  # in these units scale is one over depth
     moments = jnp.matmul((weights[:, None] * x).T, x, precision=_HIGHEST) + 1e-9 * jnp.eye(3)
     affine = jnp.linalg.solve(moments, jnp.matmul((weights[:, None] * x).T, y, precision=_HIGHEST)).T
     scale = jnp.sqrt(jnp.linalg.norm(affine[0]) * jnp.linalg.norm(affine[1]))
     third = jnp.cross(affine[0], affine[1]) / scale
     rotation = nearest_rotation(jnp.concatenate([affine, third[None]], axis=0) / scale)
-    depth = camera.focal[0] / scale
+    depth = 1 / scale
     centre = jnp.append((centre_2d - camera.principal_point) / camera.focal * depth, depth)
     return Pose(rotation=rotation, translation=centre - jnp.matmul(rotation, centre_3d, precision=_HIGHEST))
 
