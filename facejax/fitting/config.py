@@ -18,6 +18,8 @@ class FitConfig:
     """Frames solved together in one compiled batch; neighbouring windows overlap."""
     texture_size: int | None = None
     """Side in texels of the clip's UV texture, a power of two; default 512 for `fast`, 1024 for `full`."""
+    sharpening: int | None = None
+    """Rounds of back-projection that sharpen the texture; default 1 for `fast`, 2 for `full`."""
     samples: int | None = None
     """Points on the skin that photometric terms compare; default 1,500 for `fast`, 4,000 for `full`."""
     blur_px: float = 1.0
@@ -31,13 +33,13 @@ class FitConfig:
     """Of the mean robust landmark residual of a frame."""
     closure_weight: float = 30.0
     """Of how far lips and lids are apart, compared with the observed distance."""
-    photometric_weight: float = 400.0
+    photometric_weight: float = 30000.0
     """Of the mean robust colour residual (display values in [0, 1]) of a frame."""
     prior_weight: float = 0.3
     """Of the head's code prior."""
-    pose_smoothness: float = 3.0
+    pose_smoothness: float = 10.0
     """Of the second difference in time of head pose (mm on the face)."""
-    code_smoothness: float = 3.0
+    code_smoothness: float = 20.0
     """Of the second difference in time of expression."""
     light_smoothness: float = 10.0
     """Of the difference in time of light."""
@@ -53,3 +55,7 @@ class FitConfig:
     @property
     def samples_for_preset(self) -> int:
         return self.samples or {"fast": 1500, "full": 4000}[self.preset]
+
+    @property
+    def sharpening_for_preset(self) -> int:
+        return {"fast": 1, "full": 2}[self.preset] if self.sharpening is None else self.sharpening

@@ -1,10 +1,12 @@
-"""One optimiser for every stage: Adam over a filtered tree of variables, as a scan."""
+"""One optimiser for every stage: optax over a filtered tree of variables, as a scan."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from facejax.geometry.records import PyTree
@@ -52,6 +54,31 @@ def join(moving: PyTree, held: PyTree) -> PyTree:
     return jax.tree_util.tree_map(lambda a, b: b if a is None else a, moving, held, is_leaf=lambda x: x is None)
 
 
+@dataclasses.dataclass(frozen=True)
+class Descent:
+    """How whitened per-frame variables descend: Nesterov's method with each frame's gradient clipped."""
+
+    rate: float = 0.4
+    momentum: float = 0.8
+    clip: float = 30.0
+    """Longest gradient of one frame, in whitened units: what keeps a bad start from jumping."""
+    floor: float = 10.0
+    """Smallest curvature that is believed."""
+
+
+def whitening(curvature: Float[Array, "p p"], floor: float) -> Float[Array, "p p"]:
+    """Inverse square root of |curvature|, its eigenvalues floored: steps of equal length then change a loss equally."""
+    values, vectors = jnp.linalg.eigh((curvature + curvature.T) / 2)
+    scaled = vectors / jnp.sqrt(jnp.maximum(jnp.abs(values), floor))
+    return jnp.matmul(scaled, vectors.T, precision=jax.lax.Precision.HIGHEST)
+
+
+def frame_curvature(loss: Callable[[PyTree], Float[Array, ""]], frame: PyTree) -> Float[Array, "p p"]:
+    """Hessian of one frame's loss in its moving leaves, flattened (`split` already done; None leaves do not count)."""
+    flat, unravel = ravel_pytree(frame)
+    return jax.hessian(lambda x: loss(unravel(x)))(flat)
+
+
 def minimise(
     loss: Callable[[PyTree], Float[Array, ""]],
     variables: PyTree,
@@ -59,23 +86,63 @@ def minimise(
     *,
     steps: int,
     rate: float = 1.0,
+    metric: Float[Array, "p p"] | None = None,
+    descent: Descent = Descent(),  # noqa: B008 (frozen)
 ) -> tuple[PyTree, Float[Array, "steps"]]:
-    """Run Adam on the leaves under `free`, each at its own rate (`RATES`), with a cosine decay to a twentieth.
+    """Minimise a loss over the leaves under `free`, as one scan with a cosine decay to a twentieth.
+
+    Leaves move by Adam at their own rates (`RATES`). With a `metric` (`whitening` of one frame's curvature) the leaves of
+    `variables["frame"]`, whose first axis is frames, move in whitened coordinates by Nesterov's method instead: pose,
+    expression and light pull at the same pixels, and this takes a tenth of Adam's steps to the same loss. `loss` is then
+    a mean over frames.
 
     Returns the variables and the loss before each step. Pure; meant to be called inside one jit.
     """
     moving, held = split(variables, free)
-    rates = jax.tree_util.tree_map_with_path(lambda p, x: rate * RATES.get(path_name(p).split(".")[-1], 0.01), moving)
-    schedule = optax.cosine_decay_schedule(1.0, max(steps, 1), alpha=0.05)
-    adam = optax.scale_by_adam(b1=0.9, b2=0.99)
+    decay = optax.cosine_decay_schedule(1.0, max(steps, 1), alpha=0.05)
+    if metric is None:
+        start, place = moving, lambda m: join(m, held)
+    else:
+        flat = jax.vmap(lambda t: ravel_pytree(t)[0])(moving["frame"])
+        unravel = ravel_pytree(jax.tree_util.tree_map(lambda x: x[0], moving["frame"]))[1]
+        start = {**moving, "frame": jnp.zeros_like(flat)}
 
-    def step(carry: tuple, i: Array) -> tuple[tuple, Array]:
-        moving, state = carry
-        value, gradient = jax.value_and_grad(lambda m: loss(join(m, held)))(moving)
+        def place(m: PyTree) -> PyTree:
+            rows = flat + jnp.matmul(m["frame"], metric, precision=jax.lax.Precision.HIGHEST)
+            return join({**m, "frame": jax.vmap(unravel)(rows)}, held)
+
+    optimiser = _optimiser(start, rate, metric is not None, descent)
+
+    def step(carry: tuple, i: Array) -> tuple:
+        current, state = carry
+        value, gradient = jax.value_and_grad(lambda m: loss(place(m)))(current)
         gradient = jax.tree_util.tree_map(lambda g: jnp.where(jnp.isfinite(g), g, 0.0), gradient)
-        direction, state = adam.update(gradient, state, moving)
-        moving = jax.tree_util.tree_map(lambda m, d, r: m - schedule(i) * r * d, moving, direction, rates)
-        return (moving, state), value
+        update, state = optimiser.update(gradient, state, current)
+        current = jax.tree_util.tree_map(lambda m, u: m + decay(i) * u, current, update)
+        return (current, state), value
 
-    (moving, _), losses = jax.lax.scan(step, (moving, adam.init(moving)), jnp.arange(steps))
-    return join(moving, held), losses
+    (solved, _), losses = jax.lax.scan(step, (start, optimiser.init(start)), jnp.arange(steps))
+    return place(solved), losses
+
+
+def _optimiser(start: PyTree, rate: float, whitened: bool, descent: Descent) -> optax.GradientTransformation:
+    def at_own_rates(update: PyTree, _: PyTree) -> PyTree:
+        return jax.tree_util.tree_map_with_path(
+            lambda p, u: -rate * RATES.get(path_name(p).split(".")[-1], 0.01) * u, update
+        )
+
+    adam = optax.chain(optax.scale_by_adam(b1=0.9, b2=0.99), optax.stateless(at_own_rates))
+    if not whitened:
+        return adam
+    n_frames = start["frame"].shape[0]
+
+    def clipped(update: PyTree, _: PyTree) -> PyTree:
+        def one(g: Array) -> Array:
+            g = n_frames * g
+            return g * jnp.minimum(1.0, descent.clip / jnp.maximum(jnp.linalg.norm(g, axis=1, keepdims=True), 1e-9))
+
+        return jax.tree_util.tree_map(one, update)
+
+    nesterov = optax.chain(optax.stateless(clipped), optax.sgd(descent.rate * rate, descent.momentum, nesterov=True))
+    labels = {k: jax.tree_util.tree_map(lambda _, k=k: "frame" if k == "frame" else "other", v) for k, v in start.items()}
+    return optax.partition({"frame": nesterov, "other": adam}, labels)

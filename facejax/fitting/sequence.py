@@ -25,10 +25,10 @@ from facejax.fitting.landmark_fit import (
     landmark_objective,
     motion_smoothness,
 )
-from facejax.fitting.optimise import minimise
+from facejax.fitting.optimise import Descent, frame_curvature, join, minimise, split, whitening
 from facejax.fitting.photometric_fit import PhotometricData, at_samples, crop_coordinates, photometric_objective
 from facejax.fitting.samples import sample_surface, visible_points
-from facejax.fitting.texture import combine, fill_holes, texture_chart, unwrap_frame
+from facejax.fitting.texture import combine, fill_holes, on_image, texture_chart, unwrap_frame, unwrap_ratio
 from facejax.fitting.variables import ClipVariables, FrameVariables, pose_from_landmarks, pose_of, spread_frames, variables_of
 from facejax.geometry.cameras import crop_camera
 from facejax.geometry.colour import srgb_to_linear
@@ -38,7 +38,8 @@ from facejax.geometry.rotations import nearest_rotation
 from facejax.models.head import Stage
 from facejax.models.morphable import MorphableHead
 from facejax.objectives.landmarks import face_radius_px
-from facejax.renderers.deferred import light_bases
+from facejax.objectives.temporal import change
+from facejax.renderers.deferred import light_bases, make_renderer
 from facejax.renderers.texture import sample_bilinear
 
 Progress = Callable[[str, int, int], None]
@@ -51,6 +52,7 @@ _CROP_MARGIN = 1.5  # face crops for photometric terms, in widths of the landmar
 _TEXTURE_MARGIN = 2.2
 _TEXTURE_CROP_PX = 1024
 _LANDMARK_WINDOW = 512
+_CURVATURE_FRAMES = 8
 
 
 def fit_sequence(
@@ -239,18 +241,23 @@ class _Fit:
         return confidence
 
     def _closed_form_poses(self, points: jax.Array, camera: Camera) -> Pose:
-        estimate = jax.jit(jax.vmap(lambda t, w: pose_from_landmarks(points, t, w, camera)))
-        return estimate(self.landmark_data.target, self.landmark_data.weights)
+        """Every frame's pose from landmark points in the head frame: (478, 3), or (F, 478, 3) where faces move."""
+        estimate = jax.jit(jax.vmap(pose_from_landmarks, in_axes=(None if points.ndim == 2 else 0, 0, 0, None)))
+        return estimate(points, self.landmark_data.target, self.landmark_data.weights, camera)
 
-    def _key_frames(self) -> np.ndarray:
-        """Frames far apart in head pose, then in the openness of mouth and eyes, among those with a face."""
+    @functools.cached_property
+    def _likeness(self) -> np.ndarray:
+        """(F, 6) what tells frames apart before anything is fitted: head pose, and how open mouth and eyes are."""
         rotation = np.asarray(self._closed_form_poses(self.landmark_head.params.mean, self.camera).rotation)
         points, radius = self.seen.points, face_radius_px(np.nan_to_num(self.seen.points))[:, None]
         mouth = np.linalg.norm(points[:, 13] - points[:, 14], axis=1, keepdims=True) / np.maximum(radius, 1)
         lids = np.linalg.norm(points[:, [159, 386]] - points[:, [145, 374]], axis=2) / np.maximum(radius, 1)
-        features = np.nan_to_num(np.concatenate([rotation[:, 2], 0.8 * mouth, 0.8 * lids], axis=1))
+        return np.nan_to_num(np.concatenate([rotation[:, 2], 0.8 * mouth, 0.8 * lids], axis=1))
+
+    def _key_frames(self) -> np.ndarray:
+        """Frames that differ most, among those with a face."""
         valid = np.flatnonzero(self.seen.valid)
-        return valid[spread_frames(features[valid], self.config.key_frames)]
+        return valid[spread_frames(self._likeness[valid], self.config.key_frames)]
 
     def _start(self) -> tuple[ClipVariables, FrameVariables]:
         shared_code, frame_code = self.head.init_code()
@@ -258,16 +265,15 @@ class _Fit:
         if self.before is not None:
             shared_code = self.before.identity_code()
         shared = ClipVariables(code=shared_code, log_focal=jnp.log(self.camera.focal[0]))
-        neutral = self.landmark_head.neutral(self.landmark_head.params, shared_code)
         frames = FrameVariables(
-            pose=self._pose_start(neutral, self.camera),
+            pose=self._pose_start(self.landmark_head.neutral(self.landmark_head.params, shared_code), self.camera),
             code=jax.tree_util.tree_map(lambda x: np.broadcast_to(x, (self.n, *x.shape)).copy(), frame_code),
             light=np.broadcast_to(light, (self.n, *light.shape)).copy(),
         )
         return shared, jax.tree_util.tree_map(np.asarray, frames)
 
-    def _pose_start(self, neutral: jax.Array, camera: Camera) -> PyTree:
-        poses = self._closed_form_poses(neutral, camera)
+    def _pose_start(self, points: jax.Array, camera: Camera) -> PyTree:
+        poses = self._closed_form_poses(points, camera)
         variables = jax.vmap(lambda p: variables_of(p, camera, self.reference_px))(poses)
         return _bridge(jax.tree_util.tree_map(np.asarray, variables), self.seen.valid)
 
@@ -290,39 +296,84 @@ class _Fit:
         if self.config.texture and self.before is None:
             self._solve_texture()
 
-    def _solver(self, stage: Stage, smooth: bool) -> Callable[..., tuple[PyTree, jax.Array]]:
+    def _objective(
+        self, stage: Stage, params: PyTree, v: PyTree, seen: LandmarkData, pictures: PhotometricData | None
+    ) -> jax.Array:
+        """Mean over frames of everything a stage minimises but smoothness in time."""
         camera, reference, config = self.camera, self.reference_px, self.config
-        head_l, head_s, photometric = self.landmark_head, self.sample_head, stage.data == "photometric"
-        light_only = all(f in ("shared.code.skin", "frame.light") for f in stage.free)
+        total = jnp.zeros(())
+        if not _lights_only(stage):
+            total += landmark_objective(
+                self.landmark_head, {**v, "params": params[0]}, seen, camera, reference, config
+            )
+        if pictures is not None:
+            total += photometric_objective(
+                self.sample_head, {**v, "params": params[1]}, pictures, seen.frame_weight, camera, reference, config
+            )
+            total += config.prior_weight * jnp.sum(v["shared"].code.skin ** 2)
+            total += _tinted_light(v["frame"].light, seen.frame_weight)
+        return total
+
+    def _smoothness(self, frames: FrameVariables, weights: jax.Array, photometric: bool) -> jax.Array:
+        total = motion_smoothness(self.landmark_head, frames, weights, self.camera, self.reference_px, self.config)
+        if photometric:
+            total += self.config.light_smoothness * change(frames.light, weights) / jnp.maximum(jnp.sum(weights), 1.0)
+        return total
+
+    def _metric(self, stage: Stage, smooth: bool) -> jax.Array:
+        """How one frame's variables are to be whitened in a stage: the mean curvature over a few key frames.
+
+        Smoothness in time counts as it would for a frame between two pairs of still neighbours.
+        """
+        ids = self.key[np.linspace(0, len(self.key) - 1, min(_CURVATURE_FRAMES, len(self.key))).astype(int)]
+        photometric = stage.data == "photometric"
+        pictures = self._pictures(ids, self._key_crops(ids)) if photometric else None
+        free = tuple(f for f in stage.free if f.startswith("frame."))
+
+        def one(params: PyTree, shared: PyTree, frame: PyTree, seen: PyTree, pictures: PyTree) -> jax.Array:
+            moving, held = split({"frame": frame}, free)
+
+            def loss(moving: PyTree) -> jax.Array:
+                current = join({"frame": moving}, held)["frame"]
+                alone = {"shared": shared, "frame": _lead(current)}
+                total = self._objective(stage, params, alone, _lead(seen), _lead_pictures(pictures))
+                if smooth:
+                    five = jax.tree_util.tree_map(lambda x, x0: jnp.stack([x0, x0, x, x0, x0]), current, frame)
+                    total += 5 * self._smoothness(five, jnp.ones(5), photometric)
+                return total
+
+            return frame_curvature(loss, moving["frame"])
+
+        per_frame = None if pictures is None else _picture_axes()
+        mean = jax.jit(
+            lambda p, s, f, d, g: jnp.mean(jax.vmap(one, in_axes=(None, None, 0, 0, per_frame))(p, s, f, d, g), axis=0)
+        )
+        curvature = mean(self._params(stage), self.shared, _take(self.frames, ids), _take(self.landmark_data, ids), pictures)
+        return whitening(curvature, Descent().floor)
+
+    def _params(self, stage: Stage) -> PyTree:
+        return self.landmark_head.params, self.sample_head.params if stage.data == "photometric" else None
+
+    def _solver(self, stage: Stage, smooth: bool) -> Callable[..., tuple[PyTree, jax.Array]]:
+        """The compiled minimisation of a stage: (variables, landmarks, pictures, held frames) -> (variables, losses)."""
+        photometric = stage.data == "photometric"
 
         def solve(
-            params: PyTree, variables: PyTree, seen: LandmarkData, pictures: PhotometricData | None, held: jax.Array
-        ) -> tuple[PyTree, jax.Array]:
+            params: PyTree, metric: jax.Array, variables: PyTree, seen: LandmarkData, pictures: PhotometricData | None,
+            held: jax.Array,
+        ) -> tuple[PyTree, jax.Array]:  # fmt: skip
             start = variables["frame"]
 
             def loss(v: PyTree) -> jax.Array:
                 frames = jax.tree_util.tree_map(
                     lambda x, x0: jnp.where(held.reshape((-1,) + (1,) * (x.ndim - 1)), x0, x), v["frame"], start
                 )
-                v = {**v, "frame": frames}
-                total = jnp.zeros(())
-                if not light_only:
-                    total += landmark_objective(head_l, {**v, "params": params[0]}, seen, camera, reference, config)
-                if pictures is not None:
-                    total += photometric_objective(
-                        head_s, {**v, "params": params[1]}, pictures, seen.frame_weight, camera, reference, config
-                    )
-                    total += config.prior_weight * jnp.sum(v["shared"].code.skin ** 2)
-                    total += config.light_smoothness * _light_prior(frames.light, seen.frame_weight)
-                if smooth:
-                    total += motion_smoothness(head_l, frames, seen.frame_weight, camera, reference, config)
-                return total
+                total = self._objective(stage, params, {**v, "frame": frames}, seen, pictures)
+                return total + self._smoothness(frames, seen.frame_weight, photometric) if smooth else total
 
-            return minimise(loss, variables, stage.free, steps=stage.steps, rate=stage.rate)
+            return minimise(loss, variables, stage.free, steps=stage.steps, rate=stage.rate, metric=metric)
 
-        compiled = jax.jit(solve)
-        params = (self.landmark_head.params, self.sample_head.params if photometric else None)
-        return functools.partial(compiled, params)
+        return functools.partial(jax.jit(solve), self._params(stage), self._metric(stage, smooth))
 
     def _run_key(self, stage: Stage) -> None:
         self.report(stage.name, 0, 1)
@@ -344,10 +395,19 @@ class _Fit:
             light = np.median(np.asarray(solved["frame"].light), axis=0)
             self.frames = self.frames.replace(light=np.broadcast_to(light, self.frames.light.shape).copy())
             self.frames.light[ids] = np.asarray(solved["frame"].light)
-        elif "shared.code.shape" in stage.free:  # a new shape: start every frame's pose from it
-            neutral = self.landmark_head.neutral(self.landmark_head.params, self.shared.code)
-            self.frames = self.frames.replace(pose=self._pose_start(neutral, clip_camera(self.shared, self.camera)))
+        else:
+            self._spread_from_keys(ids)
         self.report(stage.name, 1, 1)
+
+    def _spread_from_keys(self, ids: np.ndarray) -> None:
+        """Start every other frame from the expression of the key frame most like it, its pose solved for that face."""
+        distance = np.linalg.norm(self._likeness[:, None] - self._likeness[ids], axis=2)
+        code = _take(self.frames.code, ids[distance.argmin(axis=1)])
+        head = self.landmark_head
+        points = jax.vmap(lambda c: head.vertices(head.params, self.shared.code, c))(code)
+        pose = self._pose_start(points, clip_camera(self.shared, self.camera))
+        _put(pose, ids, _take(self.frames.pose, ids))
+        self.frames = self.frames.replace(code=code, pose=pose)
 
     def _run_all(self, stage: Stage, name: str) -> None:
         photometric = stage.data == "photometric"
@@ -377,8 +437,6 @@ class _Fit:
             variables = {"shared": self.shared, "frame": _take(self.frames, ids)}
             solved, _ = solver(variables, seen, pictures, held)
             _put(self.frames, ids[: stop - start], _take(solved["frame"], np.arange(stop - start)))
-            if stop < self.n:  # the next window starts from the last pose and expression, if those lie nearer to the truth
-                pass
         self.frames = self.frames.replace(
             pose=_bridge(self.frames.pose, self.seen.valid), code=_bridge(self.frames.code, self.seen.valid)
         )
@@ -464,39 +522,56 @@ class _Fit:
         self.colour = np.where(total[:, None] > 0.2, colour, 1.0).astype(np.float32)
 
     def _solve_texture(self) -> None:
-        """Unwrap key frames through the fitted head into the shared texture."""
+        """Unwrap key frames through the fitted head into the shared texture, then add what its renders still lack.
+
+        Each further round renders the key frames, unwraps the ratio of picture to render and multiplies it in (iterative
+        back-projection): resampling blurs, and this takes most of the blur back.
+        """
         size, head = self.config.texture_size_for_preset, self.head
         chart = texture_chart(head.topology, size)
         boxes = face_boxes(self.seen.points, _TEXTURE_MARGIN)
         side = int(min(_TEXTURE_CROP_PX, max(64, np.median(boxes[self.key, 2]))))
+        render = make_renderer(head.topology, (side, side), antialiased=False)
 
-        @jax.jit
+        @functools.partial(jax.jit, static_argnames="first")
         def unwrap(params: PyTree, shared: PyTree, frame: PyTree, picture: jax.Array, ignore: jax.Array, box: jax.Array,
-                   triangles: jax.Array, weights: jax.Array) -> Any:  # fmt: skip
-            camera = clip_camera(shared, self.camera)
-            pose = pose_of(frame.pose, camera, self.reference_px)
+                   triangles: jax.Array, weights: jax.Array, first: bool) -> Any:  # fmt: skip
+            camera = crop_camera(clip_camera(shared, self.camera), box, (side, side))
+            pose = pose_of(frame.pose, clip_camera(shared, self.camera), self.reference_px)
             face = head.decode(params, shared.code, frame.code)
-            small = crop_camera(camera, box, (side, side))
-            return unwrap_frame(srgb_to_linear(picture), ignore, face, frame.light, pose, small, head.topology.faces,
-                                triangles, weights)  # fmt: skip
+            linear = srgb_to_linear(picture)
+            factor, trust = unwrap_frame(linear, ignore, face, frame.light, pose, camera, head.topology.faces,
+                                         triangles, weights)  # fmt: skip
+            if first:
+                return factor, trust
+            drawn = render(face, frame.light, pose, camera).colour
+            return unwrap_ratio(linear, drawn, on_image(face, pose, camera), triangles, weights), trust
 
-        factors, trust = [], []
-        triangles, weights = jnp.asarray(chart.triangles), jnp.asarray(chart.weights)
-        images = key_frame_images(self.clip, self.masks, self.key)
-        for done, (i, (frame, mask)) in enumerate(zip(self.key, images, strict=True)):
-            self.report("texture", done, len(self.key))
+        pictures = []
+        for i, (frame, mask) in zip(self.key, key_frame_images(self.clip, self.masks, self.key), strict=True):
             ignore = np.zeros((side, side), np.float32) if mask is None else crop_image(mask, boxes[i], side)
-            picture = crop_image(frame, boxes[i], side)
-            f, t = unwrap(head.params, self.shared, _take(self.frames, i), jnp.asarray(picture), jnp.asarray(ignore),
-                          jnp.asarray(boxes[i]), triangles, weights)  # fmt: skip
-            factors.append(np.asarray(f, np.float16))
-            trust.append(np.asarray(t, np.float16))
-        colour, total = combine(np.stack(factors), np.stack(trust))
-        texture, weight = np.ones((size * size, 3), np.float32), np.zeros(size * size, np.float32)
-        texture[chart.texels], weight[chart.texels] = colour, np.clip(2 * total, 0, 1)
-        filled = fill_holes(texture.reshape(size, size, 3), weight.reshape(size, size))
-        self.shared = self.shared.replace(code=self.shared.code.replace(texture=filled.astype(np.float32)))
-        self.report("texture", len(self.key), len(self.key))
+            pictures.append(((crop_image(frame, boxes[i], side) * 255).astype(np.uint8), ignore))
+        triangles, weights = jnp.asarray(chart.triangles), jnp.asarray(chart.weights)
+        texture = np.ones((size, size, 3), np.float32)
+        rounds = 1 + self.config.sharpening_for_preset
+        for n in range(rounds):
+            factors, trust = [], []
+            for done, (i, (picture, ignore)) in enumerate(zip(self.key, pictures, strict=True)):
+                self.report("texture", n * len(self.key) + done, rounds * len(self.key))
+                f, t = unwrap(head.params, self.shared, _take(self.frames, i), jnp.asarray(picture, jnp.float32) / 255,
+                              jnp.asarray(ignore), jnp.asarray(boxes[i]), triangles, weights, n == 0)  # fmt: skip
+                factors.append(np.asarray(f, np.float16))
+                trust.append(np.asarray(t, np.float16))
+            colour, total = combine(np.stack(factors), np.stack(trust))
+            flat, weight = np.ones((size * size, 3), np.float32), np.zeros(size * size, np.float32)
+            flat[chart.texels], weight[chart.texels] = colour, np.clip(2 * total, 0, 1)
+            layer, weight = flat.reshape(size, size, 3), weight.reshape(size, size)
+            if n == 0:
+                texture = fill_holes(layer, weight)
+            else:
+                texture = np.clip(texture * np.where(weight[..., None] > 0.2, layer, 1.0), 0.0, 20.0)
+            self.shared = self.shared.replace(code=self.shared.code.replace(texture=texture.astype(np.float32)))
+        self.report("texture", 1, 1)
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
@@ -520,6 +595,9 @@ class _Fit:
         if ipd_mm is not None:
             pivots = head.eye_pivots(head.params, self.shared.code)
             scale = float(ipd_mm / 1e3 / jnp.linalg.norm(pivots[0] - pivots[1]))
+        elif self.before is not None:
+            scale = float(self.before.scale)
+        if scale != 1.0:
             head, poses = head.scaled(scale), poses.replace(translation=poses.translation * scale)
         return assemble(
             head,
@@ -535,7 +613,7 @@ class _Fit:
             valid=status == 0,
             status=status,
             status_names=STATUS_NAMES,
-            # scale=scale,
+            scale=scale,
         )
 
 
@@ -546,11 +624,28 @@ def _sample_weight(head: MorphableHead) -> np.ndarray:
     return np.clip(skin, 0, 1) * (0.3 + region["narrow_face"] + 1.5 * region["lips"])
 
 
-def _light_prior(light: jax.Array, weights: jax.Array) -> jax.Array:
-    """Changes of light in time, and how far its colour changes with direction, per frame."""
-    change = jnp.sum((weights[1:] * weights[:-1])[:, None, None] * (light[1:] - light[:-1]) ** 2)
-    grey = light - light.mean(axis=2, keepdims=True)
-    return (change + 0.05 * jnp.sum(weights[:, None, None] * grey[:, 1:] ** 2)) / jnp.maximum(jnp.sum(weights), 1.0)
+def _lights_only(stage: Stage) -> bool:
+    """Whether nothing moves that landmarks could tell about."""
+    return all(f in ("shared.code.skin", "frame.light") for f in stage.free)
+
+
+def _tinted_light(light: jax.Array, weights: jax.Array) -> jax.Array:
+    """How far light changes colour with direction, per frame: most lamps in a room are of one colour."""
+    tint = light - light.mean(axis=2, keepdims=True)
+    return 0.5 * jnp.sum(weights[:, None, None] * tint[:, 1:] ** 2) / jnp.maximum(jnp.sum(weights), 1.0)
+
+
+def _lead(tree: PyTree) -> PyTree:
+    """One frame as a batch of one."""
+    return jax.tree_util.tree_map(lambda x: x[None], tree)
+
+
+def _picture_axes() -> PhotometricData:
+    return PhotometricData(crop=0, ignore=0, box=0, weights=0, diffuse=0, specular=0, colour=None)
+
+
+def _lead_pictures(pictures: PhotometricData | None) -> PhotometricData | None:
+    return None if pictures is None else _lead(pictures).replace(colour=pictures.colour)
 
 
 def _take(tree: PyTree, ids: Any) -> PyTree:

@@ -61,14 +61,14 @@ def unwrap_frame(
     """
     size = (image.shape[0], image.shape[1])
     in_camera = to_camera_frame(face.vertices, pose)
-    on_image = jnp.concatenate([project(in_camera, camera), in_camera[:, 2:]], axis=-1)
-    fragments = rasterise(on_image, faces, size)
+    drawn = jnp.concatenate([project(in_camera, camera), in_camera[:, 2:]], axis=-1)
+    fragments = rasterise(drawn, faces, size)
     depth = jnp.where(fragments.triangle >= 0, fragments.depth, 10.0)
     normals = vertex_normals(face.vertices, faces)
     diffuse, specular = vertex_light(face, light, pose, normals)
     turned = jnp.matmul(normals, pose.rotation.T, precision="highest")
     cosine = jnp.sum(turned * normalise(-in_camera), axis=-1, keepdims=True)
-    stack = jnp.concatenate([on_image, face.albedo * diffuse, cosine, specular], axis=-1)
+    stack = jnp.concatenate([drawn, face.albedo * diffuse, cosine, specular], axis=-1)
     a, b, c = (stack[triangles[:, i]] * weights[:, i, None] for i in range(3))
     value = a + b + c
     xy, z, shade, facing = value[:, :2], value[:, 2], value[:, 3:6], value[:, 6]
@@ -85,6 +85,24 @@ def unwrap_frame(
     confidence = jnp.where(seen & usable & (jnp.min(shade, axis=-1) > 0.005), jnp.clip(facing, 0, 1) ** 2, 0.0)
     confidence = confidence * jnp.where(clipped, 0.1, 1.0)
     return jnp.maximum(colour - value[:, 7:], 0.0) / jnp.maximum(shade, 0.005), confidence
+
+
+def on_image(face: Face, pose: Pose, camera: Camera) -> Float[Array, "v 2"]:
+    """Where vertices project, pixels."""
+    return project(to_camera_frame(face.vertices, pose), camera)
+
+
+def unwrap_ratio(
+    image: Float[Array, "h w 3"],
+    render: Float[Array, "h w 3"],
+    vertices_px: Float[Array, "v 2"],
+    triangles: np.ndarray,
+    weights: np.ndarray,
+) -> Float[Array, "n 3"]:
+    """Per texel, picture over render (both linear): what is left to multiply into the texture."""
+    xy = sum(vertices_px[triangles[:, i]] * weights[:, i, None] for i in range(3))
+    seen = sample_bilinear(jnp.concatenate([image, render], axis=-1), xy)
+    return jnp.clip((seen[:, :3] + 0.005) / (seen[:, 3:] + 0.005), 0.5, 2.0)
 
 
 def combine(

@@ -66,24 +66,38 @@ def variables_of(pose: Pose, camera: Camera, reference_px: float) -> PoseVariabl
 
 
 def pose_from_landmarks(
-    points: Float[Array, "n 3"], pixels: Float[Array, "n 2"], weights: Float[Array, "n"], camera: Camera
+    points: Float[Array, "n 3"],
+    pixels: Float[Array, "n 2"],
+    weights: Float[Array, "n"],
+    camera: Camera,
+    *,
+    rounds: int = 6,
 ) -> Pose:
-    """Closed-form pose from points on a head and where they are seen: scaled orthography by weighted least squares.
+    """Pose from points on a head and where they are seen, in closed form: weighted scaled orthography, then perspective.
 
-    points: head frame, metres. Exact in the limit of a distant camera; a start for refinement.
+    points: head frame, metres. Each round multiplies the pixels by the points' depth relative to the origin's and solves the
+    linear problem again (POSIT, DeMenthon and Davis 1995).
     """
     total = jnp.maximum(jnp.sum(weights), 1e-6)
     centre_3d = jnp.sum(weights[:, None] * points, axis=0) / total
-    centre_2d = jnp.sum(weights[:, None] * pixels, axis=0) / total
-    x, y = points - centre_3d, (pixels - centre_2d) / camera.focal  # in these units scale is one over depth
+    x = points - centre_3d
     moments = jnp.matmul((weights[:, None] * x).T, x, precision=_HIGHEST) + 1e-9 * jnp.eye(3)
-    affine = jnp.linalg.solve(moments, jnp.matmul((weights[:, None] * x).T, y, precision=_HIGHEST)).T
-    scale = jnp.sqrt(jnp.linalg.norm(affine[0]) * jnp.linalg.norm(affine[1]))
-    third = jnp.cross(affine[0], affine[1]) / scale
-    rotation = nearest_rotation(jnp.concatenate([affine, third[None]], axis=0) / scale)
-    depth = 1 / scale
-    centre = jnp.append((centre_2d - camera.principal_point) / camera.focal * depth, depth)
-    return Pose(rotation=rotation, translation=centre - jnp.matmul(rotation, centre_3d, precision=_HIGHEST))
+    rays = (pixels - camera.principal_point) / camera.focal
+
+    def solve(relative_depth: Array) -> Pose:
+        seen = rays * relative_depth[:, None]
+        centre = jnp.sum(weights[:, None] * seen, axis=0) / total
+        affine = jnp.linalg.solve(moments, jnp.matmul((weights[:, None] * x).T, seen - centre, precision=_HIGHEST)).T
+        scale = jnp.sqrt(jnp.maximum(jnp.linalg.norm(affine[0]) * jnp.linalg.norm(affine[1]), 1e-12))  # 1 / depth
+        third = jnp.cross(affine[0], affine[1]) / scale
+        rotation = nearest_rotation(jnp.concatenate([affine, third[None]], axis=0) / scale)
+        return Pose(rotation=rotation, translation=jnp.append(centre, 1.0) / scale)
+
+    def improve(_: Array, pose: Pose) -> Pose:
+        return solve(1 + jnp.matmul(x, pose.rotation[2], precision=_HIGHEST) / pose.translation[2])
+
+    pose = jax.lax.fori_loop(0, rounds, improve, solve(jnp.ones(len(points))))
+    return pose.replace(translation=pose.translation - jnp.matmul(pose.rotation, centre_3d, precision=_HIGHEST))
 
 
 def spread_frames(features: np.ndarray, count: int) -> np.ndarray:

@@ -23,19 +23,19 @@ _MOTION = ("frame.pose", "frame.code")
 _SHAPE = ("shared.code.shape", "shared.log_focal")
 _STAGES: Mapping[str, tuple[Stage, ...]] = {
     "fast": (
-        Stage("identity", "landmarks", "key", (*_SHAPE, *_MOTION), steps=300),
-        Stage("motion", "landmarks", "all", _MOTION, steps=120),
-        Stage("skin", "photometric", "key", ("shared.code.skin", "frame.light"), steps=120),
-        Stage("appearance", "photometric", "key", (*_SHAPE, *_MOTION, "frame.light"), steps=60, rate=0.5),
-        Stage("refinement", "photometric", "all", (*_MOTION, "frame.light"), steps=25, rate=0.5),
+        Stage("identity", "landmarks", "key", (*_SHAPE, *_MOTION), steps=150),
+        Stage("motion", "landmarks", "all", _MOTION, steps=24),
+        Stage("skin", "photometric", "key", ("shared.code.skin", "frame.light"), steps=40),
+        Stage("appearance", "photometric", "key", (*_SHAPE, *_MOTION, "frame.light"), steps=40),
+        Stage("refinement", "photometric", "all", (*_MOTION, "frame.light"), steps=20),
     ),
     "full": (
-        Stage("identity", "landmarks", "key", (*_SHAPE, *_MOTION), steps=600),
-        Stage("motion", "landmarks", "all", _MOTION, steps=250),
-        Stage("skin", "photometric", "key", ("shared.code.skin", "frame.light"), steps=200),
-        Stage("appearance", "photometric", "key", (*_SHAPE, *_MOTION, "frame.light"), steps=100, rate=0.5),
-        Stage("appearance again", "photometric", "key", (*_SHAPE, *_MOTION, "frame.light"), steps=100, rate=0.3),
-        Stage("refinement", "photometric", "all", (*_MOTION, "frame.light"), steps=100, rate=0.5),
+        Stage("identity", "landmarks", "key", (*_SHAPE, *_MOTION), steps=400),
+        Stage("motion", "landmarks", "all", _MOTION, steps=40),
+        Stage("skin", "photometric", "key", ("shared.code.skin", "frame.light"), steps=60),
+        Stage("appearance", "photometric", "key", (*_SHAPE, *_MOTION, "frame.light"), steps=80),
+        Stage("appearance again", "photometric", "key", (*_SHAPE, *_MOTION, "frame.light"), steps=80),
+        Stage("refinement", "photometric", "all", (*_MOTION, "frame.light"), steps=30),
     ),
 }
 
