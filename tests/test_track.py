@@ -313,7 +313,9 @@ def test_masked_points_do_not_pull(clip, head, tmp_path):
     def error(result):
         return np.linalg.norm(result.landmarks - clip.points, axis=2)[~covered].mean()
 
-    print(error(fooled), error(warned), error(fit_sequence(clip.pictures, head, **(options | {"landmarks": clip.points}))))
+    print(
+        error(fooled), error(warned), error(fit_sequence(clip.pictures, head, **(options | {"landmarks": clip.points})))
+    )
     assert error(warned) < 0.5 * error(fooled)
 
 

@@ -1,9 +1,8 @@
 """`facejax demo`: a clip whose every vertex is known, drawn, tracked like any other, and compared with the truth."""
 
-import dataclasses
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -14,7 +13,7 @@ from jaxtyping import Float, UInt8
 from facejax.apps.track import Progress, Row, track
 from facejax.data.landmarks import BLENDSHAPE_NAMES, Landmarks, landmark_confidence, save_landmarks
 from facejax.data.load import load_model
-from facejax.data.results import RESULT_FILES, TrackResult
+from facejax.data.results import TrackResult
 from facejax.data.video import write_video
 from facejax.evaluation.tracking import evaluate_truth
 from facejax.evaluation.truth_clip import Truth, TruthSpec, make_truth, smooth_noise
@@ -26,7 +25,7 @@ from facejax.models.landmark_names import LIP_GAP_PAIRS
 from facejax.models.morphable import MorphableHead
 from facejax.renderers import make_renderer
 
-SPEC = TruthSpec(seed=4, frames=48, size=320, yaw_degrees=30, warp_mm=1.0)
+SPEC = TruthSpec(seed=4, frames=48, size=320, yaw_degrees=30.0, warp_mm=1.0)
 """What the clip shows: a random person, warped a little out of the model's space, turning, speaking, blinking."""
 
 FILES = ("input.mp4", "landmarks.npz", "truth.npz")
@@ -47,9 +46,9 @@ def demo(
 ) -> list[Row]:
     """Render the clip of `spec`, track it, and write the folder `out` as `track` does; returns the table.
 
-    Tracking sees `input.mp4` and `landmarks.npz`: the points' true projections plus noise of about one pixel, so that no
-    detector needs to be installed. It knows neither the person, the paint, the light nor the focal length. Errors against
-    the truth stand beside what the mean head, or a face that does not move, would score.
+    Tracking sees `input.mp4` and `landmarks.npz`: the points' true projections plus noise of about one pixel, so that
+    no detector needs to be installed. It knows neither the person, the paint, the light nor the focal length. Errors
+    against the truth stand beside what the mean head, or a face that does not move, would score.
     """
     report = progress or (lambda stage, done, total: None)
     head = head or load_model("generic")

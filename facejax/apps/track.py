@@ -23,7 +23,7 @@ from facejax.data.gltf import write_glb
 from facejax.data.landmarks import Landmarks, detect_landmarks, load_landmarks
 from facejax.data.load import load_model
 from facejax.data.results import RESULT_FILES, TrackResult, save_metrics
-from facejax.data.video import Video, open_video
+from facejax.data.video import Video, load_masks, open_video
 from facejax.evaluation.tracking import evaluate_track
 from facejax.fitting import FitConfig, fit_sequence
 from facejax.fitting.checkpoint import Checkpoint, fingerprint
@@ -85,6 +85,7 @@ def track(
         clip = video if isinstance(video, Video) else open_video(video, frames)
         config = config or _config(preset, size)
         head = model if isinstance(model, MorphableHead) else load_model(model)
+        ignored = load_masks(masks, clip) if masks is not None else None
         earlier = TrackResult.load(identity) if identity is not None else None
         seen = find_landmarks(clip, landmarks, face=face, work=work, progress=tell)
         result = fit_sequence(
@@ -92,7 +93,7 @@ def track(
             head,
             landmarks=seen,
             intrinsics=intrinsics,
-            masks=masks,
+            masks=ignored,
             identity=earlier,
             face=face,
             ipd_mm=ipd_mm,
