@@ -34,7 +34,10 @@ class Checkpoint:
         """What was kept under `name`, with the structure of `like`; None if there is none for this very input."""
         path = self.folder / f"{name}.npz"
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with (
+                open(path, "rb") as stream,
+                np.load(stream, allow_pickle=False) as file,
+            ):  # numpy leaves broken files open
                 if str(file["fingerprint"]) != self.fingerprint:
                     return None
                 leaves, structure = jax.tree_util.tree_flatten(like)
