@@ -7,7 +7,7 @@ import pytest
 from toy_head import toy_head
 
 from facejax.fitting.checkpoint import Checkpoint, fingerprint
-from facejax.fitting.optimise import join, minimise, path_name, split
+from facejax.fitting.optimise import frame_curvature, join, minimise, path_name, split, whitening
 from facejax.fitting.variables import ClipVariables, FrameVariables, PoseVariables
 
 HEAD = toy_head(6, 8)
@@ -89,6 +89,61 @@ def test_a_gradient_that_is_not_finite_stops_its_leaf_and_no_other():
     assert all(np.isfinite(np.asarray(x)).all() for x in jax.tree_util.tree_leaves(solved))
     np.testing.assert_allclose(solved["shared"].code.shape, 1, atol=0.05)
     np.testing.assert_array_equal(solved["shared"].code.skin, 0)
+
+
+def tilted(seed=0, size=6):
+    """A curvature with eigenvalues from 20 to 200,000 along directions that mix all variables."""
+    rotation = np.linalg.qr(np.random.default_rng(seed).normal(size=(size, size)))[0]
+    return jnp.asarray(rotation * np.geomspace(20, 2e5, size) @ rotation.T, jnp.float32)
+
+
+def test_whitening_makes_every_direction_equally_steep():
+    curvature = tilted()
+    w = np.asarray(whitening(curvature, 10.0), np.float64)
+    np.testing.assert_allclose(w @ np.asarray(curvature, np.float64) @ w, np.eye(6), atol=0.02)
+    np.testing.assert_allclose(w, w.T, atol=1e-6)
+    flat = np.asarray(whitening(jnp.diag(jnp.array([0.0, 1e-3, -40.0, 1000.0])), 10.0))
+    np.testing.assert_allclose(np.diag(flat), [10**-0.5, 10**-0.5, 40**-0.5, 1000**-0.5], rtol=1e-4)
+
+
+def test_the_curvature_is_that_of_the_leaves_that_move():
+    a, b = tilted()[:3, :3], jnp.array([1.0, 2.0, 3.0])
+    frame = {"light": None, "pose": {"turn": jnp.ones(3), "anchor": jnp.zeros(2)}}
+
+    def loss(f):
+        t = f["pose"]["turn"]
+        return 0.5 * t @ a @ t + t @ b + jnp.sum(f["pose"]["anchor"] ** 2)
+
+    found = frame_curvature(loss, frame)  # anchor comes before turn
+    np.testing.assert_allclose(found[2:, 2:], a, rtol=1e-4)
+    np.testing.assert_allclose(found[:2, :2], 2 * np.eye(2), atol=1e-5)
+    np.testing.assert_allclose(found[:2, 2:], 0, atol=1e-5)
+
+
+def test_whitened_frames_are_solved_in_few_steps():
+    """Adam alone would need thousands; and a variable that all frames share still moves by Adam beside them."""
+    curvature, rng = tilted(), np.random.default_rng(1)
+    goal = jnp.asarray(rng.normal(size=(5, 6)) * 0.05, jnp.float32)
+    start = {
+        "frame": {"turn": jnp.zeros((5, 3)), "x": jnp.zeros((5, 3)), "held": jnp.ones((5, 2))},
+        "shared": jnp.zeros(2),
+    }
+
+    def loss(v):
+        away = jnp.concatenate([v["frame"]["turn"], v["frame"]["x"]], axis=1) - goal
+        each = 0.5 * jnp.einsum("fi,ij,fj->f", away, curvature, away)
+        return jnp.mean(each) + 0 * jnp.sum(v["frame"]["held"]) + jnp.sum((v["shared"] - 0.1) ** 2)
+
+    free, metric = ("frame.turn", "frame.x", "shared"), whitening(curvature, 10.0)
+    solved, losses = jax.jit(lambda v: minimise(loss, v, free, steps=60, metric=metric))(start)
+    assert losses[0] > 1e3 * losses[-1]
+    np.testing.assert_allclose(
+        jnp.concatenate([solved["frame"]["turn"], solved["frame"]["x"]], axis=1), goal, atol=5e-3
+    )
+    np.testing.assert_allclose(solved["shared"], 0.1, atol=0.02)
+    np.testing.assert_array_equal(solved["frame"]["held"], 1)
+    _, plain = jax.jit(lambda v: minimise(loss, v, free, steps=60))(start)
+    assert plain[-1] > 10 * losses[-1]
 
 
 def test_rate_scales_the_first_step():

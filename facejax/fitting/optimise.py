@@ -87,14 +87,14 @@ def minimise(
     steps: int,
     rate: float = 1.0,
     metric: Float[Array, "p p"] | None = None,
-    descent: Descent = Descent(),  # noqa: B008 (frozen)
+    descent: Descent = Descent(),
 ) -> tuple[PyTree, Float[Array, "steps"]]:
     """Minimise a loss over the leaves under `free`, as one scan with a cosine decay to a twentieth.
 
-    Leaves move by Adam at their own rates (`RATES`). With a `metric` (`whitening` of one frame's curvature) the leaves of
-    `variables["frame"]`, whose first axis is frames, move in whitened coordinates by Nesterov's method instead: pose,
-    expression and light pull at the same pixels, and this takes a tenth of Adam's steps to the same loss. `loss` is then
-    a mean over frames.
+    Leaves move by Adam at their own rates (`RATES`). With a `metric` (`whitening` of one frame's curvature) the leaves
+    of `variables["frame"]`, whose first axis is frames, move in whitened coordinates by Nesterov's method instead:
+    pose, expression and light pull at the same pixels, and this takes a tenth of Adam's steps to the same loss. `loss` is
+    then a mean over frames.
 
     Returns the variables and the loss before each step. Pure; meant to be called inside one jit.
     """
@@ -113,7 +113,7 @@ def minimise(
 
     optimiser = _optimiser(start, rate, metric is not None, descent)
 
-    def step(carry: tuple, i: Array) -> tuple:
+    def step(carry: tuple, i: Array) -> tuple[tuple, Array]:
         current, state = carry
         value, gradient = jax.value_and_grad(lambda m: loss(place(m)))(current)
         gradient = jax.tree_util.tree_map(lambda g: jnp.where(jnp.isfinite(g), g, 0.0), gradient)
@@ -144,5 +144,5 @@ def _optimiser(start: PyTree, rate: float, whitened: bool, descent: Descent) -> 
         return jax.tree_util.tree_map(one, update)
 
     nesterov = optax.chain(optax.stateless(clipped), optax.sgd(descent.rate * rate, descent.momentum, nesterov=True))
-    labels = {k: jax.tree_util.tree_map(lambda _, k=k: "frame" if k == "frame" else "other", v) for k, v in start.items()}
+    labels = {k: "frame" if k == "frame" else "other" for k in start}  # a label stands for all leaves below it
     return optax.partition({"frame": nesterov, "other": adam}, labels)

@@ -96,12 +96,12 @@ def unwrap_ratio(
     image: Float[Array, "h w 3"],
     render: Float[Array, "h w 3"],
     vertices_px: Float[Array, "v 2"],
-    triangles: np.ndarray,
-    weights: np.ndarray,
+    triangles: Int[Array, "n 3"] | np.ndarray,
+    weights: Float[Array, "n 3"] | np.ndarray,
 ) -> Float[Array, "n 3"]:
     """Per texel, picture over render (both linear): what is left to multiply into the texture."""
-    xy = sum(vertices_px[triangles[:, i]] * weights[:, i, None] for i in range(3))
-    seen = sample_bilinear(jnp.concatenate([image, render], axis=-1), xy)
+    a, b, c = (vertices_px[triangles[:, i]] * weights[:, i, None] for i in range(3))
+    seen = sample_bilinear(jnp.concatenate([image, render], axis=-1), a + b + c)
     return jnp.clip((seen[:, :3] + 0.005) / (seen[:, 3:] + 0.005), 0.5, 2.0)
 
 

@@ -73,10 +73,10 @@ def pose_from_landmarks(
     *,
     rounds: int = 6,
 ) -> Pose:
-    """Pose from points on a head and where they are seen, in closed form: weighted scaled orthography, then perspective.
+    """Pose from points on a head and where they are seen: weighted scaled orthography, then perspective.
 
-    points: head frame, metres. Each round multiplies the pixels by the points' depth relative to the origin's and solves the
-    linear problem again (POSIT, DeMenthon and Davis 1995).
+    points: head frame, metres. Each round multiplies the pixels by the points' depth relative to the origin's and
+    solves the linear problem again (POSIT, DeMenthon and Davis 1995).
     """
     total = jnp.maximum(jnp.sum(weights), 1e-6)
     centre_3d = jnp.sum(weights[:, None] * points, axis=0) / total
