@@ -93,8 +93,8 @@ def minimise(
 
     Leaves move by Adam at their own rates (`RATES`). With a `metric` (`whitening` of one frame's curvature) the leaves
     of `variables["frame"]`, whose first axis is frames, move in whitened coordinates by Nesterov's method instead:
-    pose, expression and light pull at the same pixels, and this takes a tenth of Adam's steps to the same loss. `loss` is
-    then a mean over frames.
+    pose, expression and light pull at the same pixels, and this takes a tenth of Adam's steps to the same loss. `loss`
+    is then a mean over frames.
 
     Returns the variables and the loss before each step. Pure; meant to be called inside one jit.
     """

@@ -14,9 +14,7 @@ def acceleration(values: Float[Array, "f *n"], weights: Float[Array, "f"]) -> Fl
     return jnp.sum(weight.reshape((-1,) + (1,) * (values.ndim - 1)) * second**2)
 
 
-def robust_acceleration(
-    values: Float[Array | np.ndarray, "f *n"], weights: Float[Array, "f"], scale: float
-) -> Float[Array, ""]:
+def robust_acceleration(values: Float[Array, "f *n"], weights: Float[Array, "f"], scale: float) -> Float[Array, ""]:
     """The same with a pseudo-Huber loss: noise below `scale` is smoothed, a sudden true change is let through."""
     second = values[2:] - 2 * values[1:-1] + values[:-2]
     weight = weights[2:] * weights[1:-1] * weights[:-2]
