@@ -66,9 +66,9 @@ class Track:
         intrinsics, frames = parse_intrinsics(self.intrinsics), parse_frames(self.frames)
         _check_track(self)
         use_compilation_cache()
-        from facejax.apps.track import track
+        from facejax.apps.track import progress_folder, track
 
-        with show_progress() as progress:
+        with show_progress() as progress, _resumable(lambda: progress_folder(self.out).is_dir()):
             rows = track(
                 self.video,
                 self.out,
@@ -185,8 +185,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         command = parse(arguments)
         return command.run()
-    except KeyboardInterrupt:
-        return _fail(130, "stopped; nothing half-written")
+    except KeyboardInterrupt as stopped:
+        return _fail(130, f"stopped; nothing half-written{stopped}")
     except BrokenPipeError:  # the reader of our output went away, as in `facejax assets list | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -206,6 +206,15 @@ def parse(arguments: Sequence[str]) -> Track | Assets | Demo | Doctor:
         description="Track, relight and learn 3D faces from ordinary video. `facejax --version` prints the version.",
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
     )
+
+
+@contextlib.contextmanager
+def _resumable(is_kept: Callable[[], bool]) -> Iterator[None]:
+    """Has an interruption tell how to go on, where finished work is kept."""
+    try:
+        yield
+    except KeyboardInterrupt as stopped:
+        raise KeyboardInterrupt(", --resume goes on from here" if is_kept() else "") from stopped
 
 
 def parse_intrinsics(text: str | None) -> tuple[float, float, float, float] | None:

@@ -24,7 +24,7 @@ def calls(monkeypatch):
         options["progress"]("landmarks", 1, 1)
         return [("inner face error (%)", 0.81234, 4.2), ("frames", 12, None)]
 
-    monkeypatch.setitem(sys.modules, "facejax.apps.track", types.SimpleNamespace(track=track))
+    monkeypatch.setitem(sys.modules, "facejax.apps.track", types.SimpleNamespace(track=track, progress_folder=Path))
     monkeypatch.setattr(cli, "use_compilation_cache", lambda: None)
     return recorded
 
@@ -33,7 +33,7 @@ def raise_from_track(monkeypatch, error: BaseException) -> None:
     def track(*args, **options):
         raise error
 
-    monkeypatch.setitem(sys.modules, "facejax.apps.track", types.SimpleNamespace(track=track))
+    monkeypatch.setitem(sys.modules, "facejax.apps.track", types.SimpleNamespace(track=track, progress_folder=Path))
     monkeypatch.setattr(cli, "use_compilation_cache", lambda: None)
 
 
@@ -288,3 +288,19 @@ def test_summary_without_controls_has_no_such_column(capsys):
     shown = capsys.readouterr().out
     assert "control" not in shown
     assert "1.25" in shown
+
+
+def test_notes_stand_below_the_table(capsys):
+    cli.print_summary([("frames", 12, None), ("note", "greyscale [sic]", None)], "done")
+    shown = capsys.readouterr().out
+    assert shown.rstrip().splitlines()[-1] == "note: greyscale [sic]"
+    assert shown.count("greyscale") == 1
+
+
+def test_an_interruption_says_how_to_go_on(monkeypatch, capsys, tmp_path):
+    raise_from_track(monkeypatch, KeyboardInterrupt())
+    assert cli.main(["track", "a.mp4", "--out", str(tmp_path / "new")]) == 130
+    assert "--resume" not in capsys.readouterr().err
+    (tmp_path / "kept").mkdir()
+    assert cli.main(["track", "a.mp4", "--out", str(tmp_path / "kept")]) == 130
+    assert "--resume goes on from here" in capsys.readouterr().err
