@@ -46,7 +46,7 @@ class FrameVariables(Record):
     """Spherical harmonics, camera frame; on the host, those of all frames of a clip as one numpy array."""
 
 
-def pose_of(variables: PoseVariables, camera: Camera, reference_px: float) -> Pose:
+def pose_of(variables: PoseVariables, camera: Camera, reference_px: float | Float[Array, ""]) -> Pose:
     """The rigid motion that `PoseVariables` stand for under a camera."""
     rotation = jnp.matmul(rotvec_to_matrix(variables.turn), variables.base, precision=_HIGHEST)
     depth = camera.focal[0] / (jnp.exp(variables.log_scale) * reference_px)
