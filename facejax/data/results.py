@@ -70,6 +70,8 @@ class TrackResult:
     """Identity coefficients, standard deviations."""
     skin: Float32[np.ndarray, "k"]
     """Skin colour coefficients, standard deviations."""
+    scale: Float32[np.ndarray, ""]
+    """Factor on the model's own lengths: 1, or what a known interpupillary distance made of it."""
     albedo: Float32[np.ndarray, "v 3"]
     """Diffuse reflectance, linear, in [0, 1]."""
     texture: Float32[np.ndarray, "h w 3"]
@@ -153,7 +155,7 @@ class TrackResult:
         return result[0] if ids.ndim == 0 else result
 
     def load_head(self) -> MorphableHead:
-        """The head model that the result was made with; `InputError` if it is not installed or has changed since."""
+        """The head model that the result was made with, at the result's scale; `InputError` if it is not installed or has changed since."""
         if self.head is not None:
             return self.head
         from facejax.data.load import load_model
@@ -164,6 +166,7 @@ class TrackResult:
                 f"The result was made with {self.model_name} of sha256 {self.model_sha256[:12]}..., but the installed "
                 f"one is {head.sha256[:12]}...: install that version, or track the clip again."
             )
+        head = head if self.scale == 1 else head.scaled(float(self.scale))
         object.__setattr__(self, "head", head)
         return head
 
@@ -477,9 +480,12 @@ def assemble(
     valid: Bool[Array | np.ndarray, "f"],
     status: Int[Array | np.ndarray, "f"],
     status_names: tuple[str, ...],
+    scale: float = 1.0,
     metrics: dict[str, Any] | None = None,
 ) -> TrackResult:
     """The result of a fit from its codes: `frames`, `poses` and `light` with a leading axis of frames.
+
+    head: at the scale of the poses; `scale` says what its own lengths were multiplied by to get there.
 
     camera: of the input video, in its pixels. image_size: (width, height). Vertices are derived when they are needed.
     """
@@ -530,5 +536,6 @@ def assemble(
         "valid": get(valid),
         "status": get(status),
         "status_names": status_names,
+        "scale": np.asarray(scale, np.float32),
     }
     return TrackResult(**_check_fields(fields, ""), metrics=metrics, head=head)

@@ -31,12 +31,22 @@ class FitConfig:
 
     landmark_weight: float = 60.0
     """Of the mean robust landmark residual of a frame."""
+    landmark_share: float = 0.15
+    """Factor on `landmark_weight` where pictures are compared too."""
     closure_weight: float = 30.0
     """Of how far lips and lids are apart, compared with the observed distance."""
     photometric_weight: float = 30000.0
     """Of the mean robust colour residual (display values in [0, 1]) of a frame."""
-    prior_weight: float = 0.3
-    """Of the head's code prior."""
+    detail_weight: float = 100.0
+    """Of the mean robust difference of detail, see `facejax.fitting.crops.detail`."""
+    detail_px: tuple[float, ...] = (5.0,)
+    """Radii in pixels of a crop below which a pattern is detail, a channel each."""
+    colour_pull: float = 1.0
+    """How much colour, beside detail, moves the head: 0 leaves it to light and skin alone."""
+    prior_weight: float = 1.0
+    """Of the head's prior on each frame's code."""
+    identity_prior: float = 0.1
+    """Of the head's prior on the code that all frames share."""
     pose_smoothness: float = 10.0
     """Of the second difference in time of head pose (mm on the face)."""
     code_smoothness: float = 20.0

@@ -47,6 +47,32 @@ def crop_image(frame: np.ndarray, box: np.ndarray, size: int, blur: float = 0.0)
     return np.asarray(image, dtype=np.float32) / 255
 
 
+def detail(picture: Float[np.ndarray, "h w 3"], radii_px: tuple[float, ...]) -> Float[np.ndarray, "h w c"]:
+    """Luminance minus its Gaussian mean, over its local standard deviation: what is left of a face without its lighting.
+
+    radii_px: standard deviations of the Gaussian, one channel each; finer detail than a fifth of the radius is blurred away,
+    so that the largest pulls from furthest. Shading, cast shadows and exposure are smooth or local gains and drop out; brows,
+    lips, lids, moles and stubble stay. About in [-2, 2]; contrasts under 0.02 fade to 0.
+    """
+    grey = picture @ np.array([0.299, 0.587, 0.114], np.float32)
+    channels = []
+    for radius in radii_px:
+        high = _gaussian(grey, radius / 5) - _gaussian(grey, radius)
+        channels.append(high / np.sqrt(_gaussian(high**2, radius) + 0.02**2))
+    return np.stack(channels, axis=-1)
+
+
+def _gaussian(image: np.ndarray, sigma: float) -> np.ndarray:
+    """Separable Gaussian blur with reflected borders."""
+    reach = int(np.ceil(3 * sigma))
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
+    kernel = (kernel / kernel.sum()).astype(np.float32)
+    for axis in (0, 1):
+        padded = np.pad(image, [(reach, reach) if a == axis else (0, 0) for a in (0, 1)], mode="reflect")
+        image = sum(k * np.take(padded, range(i, i + image.shape[axis]), axis=axis) for i, k in enumerate(kernel))
+    return image
+
+
 def key_frame_images(
     video: Video, masks: Masks | None, ids: Sequence[int] | np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:

@@ -1,5 +1,7 @@
 """The landmark objective: pose, expression and identity from where points were seen."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,9 +11,10 @@ from facejax.fitting.config import FitConfig
 from facejax.fitting.variables import ClipVariables, FrameVariables, pose_of
 from facejax.geometry.cameras import project, to_camera_frame
 from facejax.geometry.records import Camera, PyTree, Record, record
+from facejax.geometry.rotations import rotvec_to_matrix
 from facejax.models import landmark_names as names
 from facejax.objectives.landmarks import FACE_RADIUS_MM, closure_loss, face_radius_px, landmark_loss
-from facejax.objectives.temporal import acceleration, robust_acceleration
+from facejax.objectives.temporal import robust_acceleration
 
 CLOSURE_PAIRS = np.array([*names.LIP_GAP_PAIRS, *names.LID_PAIRS_LEFT, *names.LID_PAIRS_RIGHT])
 
@@ -62,7 +65,7 @@ def clip_camera(shared: ClipVariables, camera: Camera) -> Camera:
 
 
 def frame_pixels(
-    head: PyTree, params: PyTree, shared: ClipVariables, frame: FrameVariables, camera: Camera, reference_px: float
+    head: PyTree, params: PyTree, shared: ClipVariables, frame: FrameVariables, camera: Camera, reference_px: float | Array
 ) -> Float[Array, "n 2"]:
     """Where a head's vertices (the landmarks, for a head reduced to them) project in one frame."""
     camera = clip_camera(shared, camera)
@@ -71,35 +74,36 @@ def frame_pixels(
 
 
 def landmark_objective(
-    head: PyTree, variables: PyTree, data: LandmarkData, camera: Camera, reference_px: float, config: FitConfig
+    head: PyTree, variables: PyTree, data: LandmarkData, camera: Camera, reference_px: float | Array, config: FitConfig
 ) -> Float[Array, ""]:
     """Mean over frames of landmark, closure and prior terms. `head` is reduced to its 478 landmarks."""
     params, shared, frames = variables["params"], variables["shared"], variables["frame"]
+    start = head.init_code()
 
     def one(frame: FrameVariables, target: Array, weights: Array, mm_per_px: Array) -> Array:
         pixels = frame_pixels(head, params, shared, frame, camera, reference_px)
         reprojection = landmark_loss(pixels, target, weights, mm_per_px)
         closure = closure_loss(pixels, target, weights, CLOSURE_PAIRS, mm_per_px)
-        prior = head.code_prior(params, shared.code, frame.code)
+        prior = head.code_prior(params, start[0], frame.code)
         return config.landmark_weight * reprojection + config.closure_weight * closure + config.prior_weight * prior
 
     losses = jax.vmap(one)(frames, data.target, data.weights, data.mm_per_px)
     total = jnp.maximum(jnp.sum(data.frame_weight), 1.0)
     focal = (shared.log_focal - jnp.log(camera.focal[0])) / config.focal_prior
-    # the focal prior is one observation beside all frames' landmarks
-    return jnp.sum(jnp.where(data.frame_weight > 0, losses, 0.0)) / total + focal**2
+    # what is shared by all frames has one prior beside the mean of their terms
+    person = config.identity_prior * head.code_prior(params, shared.code, start[1])
+    return jnp.sum(jnp.where(data.frame_weight > 0, losses, 0.0)) / total + person + focal**2
 
 
 def motion_smoothness(
-    head: PyTree, frames: FrameVariables, weights: Float[Array, "f"], camera: Camera, reference_px: float, config: FitConfig
+    head: PyTree, frames: FrameVariables, weights: Float[Array, "f"], camera: Camera, reference_px: float | Array, config: FitConfig
 ) -> Float[Array, ""]:
     """Second differences in time of pose (in mm on the face) and of expression, per frame."""
-    from facejax.geometry.rotations import rotvec_to_matrix
-
     rotation = jax.vmap(lambda p: jnp.matmul(rotvec_to_matrix(p.turn), p.base, precision="highest"))(frames.pose)
     scale = jax.lax.stop_gradient(jnp.exp(frames.pose.log_scale) * reference_px)  # px per metre
     place_mm = frames.pose.anchor * reference_px / scale[:, None] * 1e3
-    pose = acceleration(rotation * FACE_RADIUS_MM, weights) / 2 + acceleration(place_mm, weights)
-    depth = acceleration(frames.pose.log_scale * 4 * FACE_RADIUS_MM, weights)
+    still = functools.partial(robust_acceleration, weights=weights, scale=0.3)
+    pose = still(rotation * FACE_RADIUS_MM) / 2 + still(place_mm)
+    depth = still(frames.pose.log_scale * 4 * FACE_RADIUS_MM)
     code = robust_acceleration(jax.vmap(head.motion_features)(frames.code), weights, 0.05)
     return (config.pose_smoothness * (pose + depth) + config.code_smoothness * 20 * code) / jnp.maximum(jnp.sum(weights), 1.0)

@@ -14,6 +14,7 @@ from facejax.fitting.landmark_fit import clip_camera
 from facejax.fitting.variables import ClipVariables, FrameVariables, pose_of
 from facejax.geometry.cameras import project, to_camera_frame
 from facejax.geometry.records import Camera, PyTree, Record, record
+from facejax.objectives.landmarks import robust
 from facejax.objectives.photometric import photometric_loss
 from facejax.renderers.texture import sample_bilinear
 
@@ -22,8 +23,8 @@ from facejax.renderers.texture import sample_bilinear
 class PhotometricData(Record):
     """What was seen in a batch of frames."""
 
-    crop: Float[Array, "f s s 3"]
-    """Face crops, display values in [0, 1]."""
+    crop: Float[Array, "f s s c"]
+    """Face crops: display values in [0, 1], then the detail channels of `facejax.fitting.crops.detail`."""
     ignore: Float[Array, "f s s"]
     """1 where a mask says that a pixel is not the face."""
     box: Float[Array, "f 4"]
@@ -34,12 +35,12 @@ class PhotometricData(Record):
     """Radiance of a white Lambert surface per light coefficient."""
     specular: Float[Array, "f n b"]
     """Radiance of the specular lobe per light coefficient."""
-    colour: Float[Array, "n 3"]
-    """What the clip's texture says of each sample: a factor on its albedo."""
+    colour: Float[Array, "n c"]
+    """What the clip's texture says of each sample: a factor on its albedo, then its detail."""
 
 
 def at_samples(
-    head: PyTree, params: PyTree, shared: ClipVariables, frame: FrameVariables, camera: Camera, reference_px: float
+    head: PyTree, params: PyTree, shared: ClipVariables, frame: FrameVariables, camera: Camera, reference_px: float | Array
 ) -> tuple[Float[Array, "n 2"], Float[Array, "n 3"]]:
     """Where a head reduced to samples projects in the input video (px), and its albedo (linear)."""
     camera = clip_camera(shared, camera)
@@ -54,22 +55,72 @@ def crop_coordinates(pixels: Float[Array, "n 2"], box: Float[Array, "4"], size: 
 
 def photometric_objective(
     head: PyTree, variables: PyTree, data: PhotometricData, frame_weight: Float[Array, "f"], camera: Camera,
-    reference_px: float, config: FitConfig,
+    reference_px: float | Array, config: FitConfig, *, colour_from_frames: bool = False, use_detail: bool = True,
 ) -> Float[Array, ""]:  # fmt: skip
-    """Mean over frames of the photometric term. `head` is reduced to the samples."""
+    """Mean over frames of the photometric term. `head` is reduced to the samples.
+
+    colour_from_frames: take each sample's colour from the frames themselves, at every evaluation, instead of `data.colour`:
+    frames are then aligned to their common mean, and no colour of an earlier, worse alignment holds them back. The colour
+    is the minimiser for given variables, so it is not differentiated (variable projection).
+    """
     params, shared, frames = variables["params"], variables["shared"], variables["frame"]
     size = data.crop.shape[1]
 
-    def one(frame: FrameVariables, d: PhotometricData) -> Array:
+    def sample(frame: FrameVariables, d: PhotometricData) -> tuple[Array, Array, Array, Array]:
         pixels, albedo = at_samples(head, params, shared, frame, camera, reference_px)
         where = crop_coordinates(pixels, d.box, size)
         seen = sample_bilinear(d.crop, where)
         keep = 1 - sample_bilinear(d.ignore[..., None], jax.lax.stop_gradient(where))[..., 0]
-        lit = jnp.maximum(jnp.matmul(d.diffuse, frame.light), 0.0)
+        lit = albedo * jnp.maximum(jnp.matmul(d.diffuse, frame.light), 0.0)
         gloss = jnp.maximum(jnp.matmul(d.specular, frame.light), 0.0)
-        return photometric_loss(albedo * data.colour * lit + gloss, seen, d.weights * keep)
+        return seen, lit, gloss, d.weights * keep
 
-    per_frame = PhotometricData(crop=0, ignore=0, box=0, weights=0, diffuse=0, specular=0, colour=None)
-    losses = jax.vmap(one, in_axes=(0, per_frame))(frames, data)
+    seen, lit, gloss, weights = jax.vmap(sample, in_axes=(0, picture_axes(data)))(frames, data)
+    seen, detail = seen[..., :3], seen[..., 3:]
+    g = config.colour_pull
+    seen = g * seen + (1 - g) * jax.lax.stop_gradient(seen)
+    weights = weights * frame_weight[:, None]
+    colour, pattern = data.colour[:, :3], data.colour[:, 3:]
+    if colour_from_frames:
+        colour = jax.lax.stop_gradient(common_colour(seen, lit, gloss, weights))
+        pattern = jax.lax.stop_gradient(common_detail(detail, weights))
+    losses = jax.vmap(photometric_loss)(lit * colour + gloss, seen, weights)
     total = jnp.maximum(jnp.sum(frame_weight), 1.0)
-    return config.photometric_weight * jnp.sum(jnp.where(frame_weight > 0, losses, 0.0)) / total
+    result = config.photometric_weight * jnp.sum(jnp.where(frame_weight > 0, losses, 0.0)) / total
+    if config.detail_weight > 0 and use_detail:
+        squared = jnp.sum((detail - pattern) ** 2, axis=-1)
+        errors = jnp.sum(weights * robust(squared, 0.5), axis=1) / jnp.maximum(jnp.sum(weights, axis=1), 1e-6)
+        result += config.detail_weight * jnp.sum(jnp.where(frame_weight > 0, errors, 0.0)) / total
+    return result
+
+
+def picture_axes(data: PhotometricData) -> PhotometricData:
+    """Which fields of `PhotometricData` have an axis of frames, as `vmap` wants to know it."""
+    return data.replace(crop=0, ignore=0, box=0, weights=0, diffuse=0, specular=0, colour=None)
+
+
+def common_detail(detail: Float[Array, "f n c"], weights: Float[Array, "f n"]) -> Float[Array, "n c"]:
+    """Detail of each sample that explains all frames best: a robust weighted mean, two rounds."""
+
+    def mean(w: Array) -> Array:
+        return jnp.sum(w[..., None] * detail, axis=0) / jnp.maximum(jnp.sum(w, axis=0), 1e-6)[:, None]
+
+    rough = mean(weights)
+    return mean(weights / (1 + jnp.sum((detail - rough) ** 2, axis=-1) / 0.5**2))
+
+
+def common_colour(
+    seen: Float[Array, "f n 3"], lit: Float[Array, "f n 3"], gloss: Float[Array, "f n 3"], weights: Float[Array, "f n"]
+) -> Float[Array, "n 3"]:
+    """Colour factor of each sample that explains all frames best: a robust weighted mean of log ratios, two rounds.
+
+    seen: display values. lit, gloss: linear radiance of the sample without its colour factor, and of its specular lobe.
+    """
+    linear = jnp.maximum(seen, 1e-3) ** 2.2
+    ratio = jnp.log(jnp.clip(jnp.maximum(linear - gloss, 0.002) / jnp.maximum(lit, 0.003), 0.02, 20.0))
+
+    def mean(w: Array) -> Array:
+        return jnp.sum(w[..., None] * ratio, axis=0) / jnp.maximum(jnp.sum(w, axis=0), 1e-6)[:, None]
+
+    rough = mean(weights)
+    return jnp.exp(mean(weights / (1 + jnp.sum((ratio - rough) ** 2, axis=-1) / 0.15**2)))

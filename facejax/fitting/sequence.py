@@ -16,7 +16,7 @@ from facejax.data.results import TrackResult, assemble
 from facejax.data.video import Masks, Video, load_masks, open_video
 from facejax.fitting.checkpoint import Checkpoint, fingerprint
 from facejax.fitting.config import FitConfig
-from facejax.fitting.crops import crop_image, face_boxes, key_frame_images
+from facejax.fitting.crops import crop_image, detail, face_boxes, key_frame_images
 from facejax.fitting.landmark_fit import (
     LandmarkData,
     clip_camera,
@@ -26,7 +26,15 @@ from facejax.fitting.landmark_fit import (
     motion_smoothness,
 )
 from facejax.fitting.optimise import Descent, frame_curvature, join, minimise, split, whitening
-from facejax.fitting.photometric_fit import PhotometricData, at_samples, crop_coordinates, photometric_objective
+from facejax.fitting.photometric_fit import (
+    PhotometricData,
+    at_samples,
+    common_colour,
+    common_detail,
+    crop_coordinates,
+    photometric_objective,
+    picture_axes,
+)
 from facejax.fitting.samples import sample_surface, visible_points
 from facejax.fitting.texture import combine, fill_holes, on_image, texture_chart, unwrap_frame, unwrap_ratio
 from facejax.fitting.variables import ClipVariables, FrameVariables, pose_from_landmarks, pose_of, spread_frames, variables_of
@@ -214,7 +222,7 @@ class _Fit:
         self.landmark_data = landmark_data(seen.points, self._masked_confidence())
         self.key = self._key_frames()
         self.shared, self.frames = self._start()
-        self.colour = np.ones((len(points.triangles), 3), np.float32)
+        self.colour = np.ones((len(points.triangles), 3 + len(config.detail_px)), np.float32)
         self.stages = tuple(s for s in map(self._effective, head.stages(config.preset)) if s is not None)
 
     # -- preparation --------------------------------------------------------------------------------------------------
@@ -297,10 +305,13 @@ class _Fit:
             self._solve_texture()
 
     def _objective(
-        self, stage: Stage, params: PyTree, v: PyTree, seen: LandmarkData, pictures: PhotometricData | None
-    ) -> jax.Array:
+        self, stage: Stage, params: PyTree, v: PyTree, seen: LandmarkData, pictures: PhotometricData | None,
+        from_frames: bool = False,
+    ) -> jax.Array:  # fmt: skip
         """Mean over frames of everything a stage minimises but smoothness in time."""
         camera, reference, config = self.camera, self.reference_px, self.config
+        if pictures is not None:  # a detector's points lean with the head's turn; the picture does not
+            config = dataclasses.replace(config, landmark_weight=config.landmark_weight * config.landmark_share)
         total = jnp.zeros(())
         if not _lights_only(stage):
             total += landmark_objective(
@@ -308,8 +319,9 @@ class _Fit:
             )
         if pictures is not None:
             total += photometric_objective(
-                self.sample_head, {**v, "params": params[1]}, pictures, seen.frame_weight, camera, reference, config
-            )
+                self.sample_head, {**v, "params": params[1]}, pictures, seen.frame_weight, camera, reference, config,
+                colour_from_frames=from_frames, use_detail=not _lights_only(stage),
+            )  # fmt: skip
             total += config.prior_weight * jnp.sum(v["shared"].code.skin ** 2)
             total += _tinted_light(v["frame"].light, seen.frame_weight)
         return total
@@ -344,7 +356,7 @@ class _Fit:
 
             return frame_curvature(loss, moving["frame"])
 
-        per_frame = None if pictures is None else _picture_axes()
+        per_frame = None if pictures is None else picture_axes(pictures)
         mean = jax.jit(
             lambda p, s, f, d, g: jnp.mean(jax.vmap(one, in_axes=(None, None, 0, 0, per_frame))(p, s, f, d, g), axis=0)
         )
@@ -357,6 +369,7 @@ class _Fit:
     def _solver(self, stage: Stage, smooth: bool) -> Callable[..., tuple[PyTree, jax.Array]]:
         """The compiled minimisation of a stage: (variables, landmarks, pictures, held frames) -> (variables, losses)."""
         photometric = stage.data == "photometric"
+        from_frames = photometric and stage.frames == "key" and "shared.code.skin" not in stage.free
 
         def solve(
             params: PyTree, metric: jax.Array, variables: PyTree, seen: LandmarkData, pictures: PhotometricData | None,
@@ -368,7 +381,7 @@ class _Fit:
                 frames = jax.tree_util.tree_map(
                     lambda x, x0: jnp.where(held.reshape((-1,) + (1,) * (x.ndim - 1)), x0, x), v["frame"], start
                 )
-                total = self._objective(stage, params, {**v, "frame": frames}, seen, pictures)
+                total = self._objective(stage, params, {**v, "frame": frames}, seen, pictures, from_frames)
                 return total + self._smoothness(frames, seen.frame_weight, photometric) if smooth else total
 
             return minimise(loss, variables, stage.free, steps=stage.steps, rate=stage.rate, metric=metric)
@@ -381,10 +394,7 @@ class _Fit:
         pictures = self._pictures(ids, self._key_crops(ids)) if stage.data == "photometric" else None
         if pictures is not None:
             if "shared.code.skin" in stage.free:
-                self.colour = np.ones_like(self.colour)
-            else:
-                self._recolour(ids, pictures)
-            pictures = pictures.replace(colour=jnp.asarray(self.colour))
+                pictures = pictures.replace(colour=jnp.ones_like(pictures.colour))
         variables = {"shared": self.shared, "frame": _take(self.frames, ids)}
         held = jnp.zeros(len(ids), bool)
         solved, _ = self._solver(stage, smooth=False)(variables, _take(self.landmark_data, ids), pictures, held)
@@ -451,6 +461,7 @@ class _Fit:
     def _crop(self, frame: np.ndarray, mask: np.ndarray | None, box: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         size = self.config.size
         picture = crop_image(frame, box, size, blur=self.config.blur_px)
+        picture = np.concatenate([picture, detail(picture, self.config.detail_px)], axis=-1)
         return picture, np.zeros((size, size), np.float32) if mask is None else crop_image(mask, box, size)
 
     def _key_crops(self, ids: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -494,32 +505,25 @@ class _Fit:
             colour=jnp.asarray(self.colour),
         )
 
-    @functools.cached_property
-    def _sampled(self) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
-        """Per frame and sample: colour factor that explains the picture, and how far to trust it."""
-
-        def one(
-            params: PyTree, shared: ClipVariables, frame: FrameVariables, crop: jax.Array, ignore: jax.Array,
-            box: jax.Array, weights: jax.Array, diffuse: jax.Array, specular: jax.Array,
-        ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
-            pixels, albedo = at_samples(self.sample_head, params, shared, frame, self.camera, self.reference_px)
-            where = crop_coordinates(pixels, box, crop.shape[0])
-            observed = sample_bilinear(crop, where) ** 2.2
-            keep = sample_bilinear(ignore[..., None], where)[..., 0] < 0.01
-            lit = jnp.maximum(albedo * (diffuse @ frame.light), 0.003)
-            return jnp.maximum(observed - jnp.maximum(specular @ frame.light, 0.0), 0.002) / lit, weights * keep
-
-        return jax.jit(jax.vmap(one, in_axes=(None, None, 0, 0, 0, 0, 0, 0, 0)))
-
     def _recolour(self, ids: np.ndarray, pictures: PhotometricData) -> None:
         """Sample colours from the key frames as they are aligned now."""
-        d = pictures
-        factors, trust = self._sampled(
-            self.sample_head.params, self.shared, _take(self.frames, ids), d.crop, d.ignore, d.box, d.weights, d.diffuse,
-            d.specular,
-        )  # fmt: skip
-        colour, total = combine(np.asarray(factors), np.asarray(trust))
-        self.colour = np.where(total[:, None] > 0.2, colour, 1.0).astype(np.float32)
+
+        def one(params: PyTree, shared: PyTree, frame: PyTree, d: PhotometricData) -> Any:
+            pixels, albedo = at_samples(self.sample_head, params, shared, frame, self.camera, self.reference_px)
+            where = crop_coordinates(pixels, d.box, d.crop.shape[0])
+            keep = sample_bilinear(d.ignore[..., None], where)[..., 0] < 0.01
+            lit = albedo * jnp.maximum(d.diffuse @ frame.light, 0.0)
+            return sample_bilinear(d.crop, where), lit, jnp.maximum(d.specular @ frame.light, 0.0), d.weights * keep
+
+        @jax.jit
+        def colours(params: PyTree, shared: PyTree, frames: PyTree, d: PhotometricData) -> Any:
+            sampled = jax.vmap(one, in_axes=(None, None, 0, picture_axes(d)))(params, shared, frames, d)
+            seen, lit, gloss, weights = sampled
+            pattern = common_detail(seen[..., 3:], weights)
+            return jnp.concatenate([common_colour(seen[..., :3], lit, gloss, weights), pattern], -1), weights.sum(axis=0)
+
+        colour, total = colours(self.sample_head.params, self.shared, _take(self.frames, ids), pictures)
+        self.colour = np.where(np.asarray(total)[:, None] > 0.2, colour, 1.0).astype(np.float32)
 
     def _solve_texture(self) -> None:
         """Unwrap key frames through the fitted head into the shared texture, then add what its renders still lack.
@@ -638,10 +642,6 @@ def _tinted_light(light: jax.Array, weights: jax.Array) -> jax.Array:
 def _lead(tree: PyTree) -> PyTree:
     """One frame as a batch of one."""
     return jax.tree_util.tree_map(lambda x: x[None], tree)
-
-
-def _picture_axes() -> PhotometricData:
-    return PhotometricData(crop=0, ignore=0, box=0, weights=0, diffuse=0, specular=0, colour=None)
 
 
 def _lead_pictures(pictures: PhotometricData | None) -> PhotometricData | None:
