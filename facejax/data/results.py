@@ -155,7 +155,8 @@ class TrackResult:
         return result[0] if ids.ndim == 0 else result
 
     def load_head(self) -> MorphableHead:
-        """The head model that the result was made with, at the result's scale; `InputError` if it is not installed or has changed since."""
+        """The head model that the result was made with, at the result's scale; `InputError` if it is not installed or
+        has changed since."""
         if self.head is not None:
             return self.head
         from facejax.data.load import load_model

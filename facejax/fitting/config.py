@@ -6,7 +6,8 @@ from typing import Literal
 
 @dataclasses.dataclass(frozen=True)
 class FitConfig:
-    """Choices of `fit_sequence`. Weights multiply squared residuals in millimetres on the face unless they say otherwise."""
+    """Choices of `fit_sequence`. Weights multiply squared residuals in millimetres on the face unless they say
+    otherwise."""
 
     preset: Literal["fast", "full"] = "fast"
     """How many steps the head's stages take: `full` spends about five times as many, and renders what it compares."""

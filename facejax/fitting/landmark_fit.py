@@ -49,7 +49,9 @@ def landmark_data(points: np.ndarray, confidence: np.ndarray) -> LandmarkData:
     seen = np.isfinite(points).all(axis=2)
     valid = seen.sum(axis=1) >= 8
     with np.errstate(invalid="ignore"):
-        radius = np.where(valid, face_radius_px(np.where(valid[:, None, None], points, 1.0 * np.arange(478)[None, :, None])), 100.0)
+        radius = np.where(
+            valid, face_radius_px(np.where(valid[:, None, None], points, 1.0 * np.arange(478)[None, :, None])), 100.0
+        )
     weights = np.where(seen, confidence * group_weights(), 0.0) * valid[:, None]
     return LandmarkData(
         target=jnp.asarray(np.where(seen[..., None], points, 0.0), jnp.float32),
@@ -65,7 +67,12 @@ def clip_camera(shared: ClipVariables, camera: Camera) -> Camera:
 
 
 def frame_pixels(
-    head: PyTree, params: PyTree, shared: ClipVariables, frame: FrameVariables, camera: Camera, reference_px: float | Array
+    head: PyTree,
+    params: PyTree,
+    shared: ClipVariables,
+    frame: FrameVariables,
+    camera: Camera,
+    reference_px: float | Array,
 ) -> Float[Array, "n 2"]:
     """Where a head's vertices (the landmarks, for a head reduced to them) project in one frame."""
     camera = clip_camera(shared, camera)
@@ -96,7 +103,12 @@ def landmark_objective(
 
 
 def motion_smoothness(
-    head: PyTree, frames: FrameVariables, weights: Float[Array, "f"], camera: Camera, reference_px: float | Array, config: FitConfig
+    head: PyTree,
+    frames: FrameVariables,
+    weights: Float[Array, "f"],
+    camera: Camera,
+    reference_px: float | Array,
+    config: FitConfig,
 ) -> Float[Array, ""]:
     """Second differences in time of pose (in mm on the face) and of expression, per frame."""
     rotation = jax.vmap(lambda p: jnp.matmul(rotvec_to_matrix(p.turn), p.base, precision="highest"))(frames.pose)
@@ -106,4 +118,6 @@ def motion_smoothness(
     pose = still(rotation * FACE_RADIUS_MM) / 2 + still(place_mm)
     depth = still(frames.pose.log_scale * 4 * FACE_RADIUS_MM)
     code = robust_acceleration(jax.vmap(head.motion_features)(frames.code), weights, 0.05)
-    return (config.pose_smoothness * (pose + depth) + config.code_smoothness * 20 * code) / jnp.maximum(jnp.sum(weights), 1.0)
+    return (config.pose_smoothness * (pose + depth) + config.code_smoothness * 20 * code) / jnp.maximum(
+        jnp.sum(weights), 1.0
+    )

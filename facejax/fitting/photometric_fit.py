@@ -1,7 +1,10 @@
-"""The photometric objective, point-sampled: a head is lit at points fixed on its surface and compared with the picture there.
+"""The photometric objective, point-sampled: a head is lit at points fixed on its surface and compared with the
+picture there.
 
-It is the same composition as `render` without the pixels in between (Dib et al. 2021, eq. 7): exact derivatives for motion,
-shape, light and colour, none for silhouettes, at a hundredth of the cost. Which points a frame sees, and how light of each
+It is the same composition as `render` without the pixels in between (Dib et al. 2021, eq. 7): exact derivatives for
+motion,
+shape, light and colour, none for silhouettes, at a hundredth of the cost. Which points a frame sees, and how light of
+each
 spherical-harmonic coefficient reaches the eye from them, is found once before a stage and held during it.
 """
 
@@ -40,7 +43,12 @@ class PhotometricData(Record):
 
 
 def at_samples(
-    head: PyTree, params: PyTree, shared: ClipVariables, frame: FrameVariables, camera: Camera, reference_px: float | Array
+    head: PyTree,
+    params: PyTree,
+    shared: ClipVariables,
+    frame: FrameVariables,
+    camera: Camera,
+    reference_px: float | Array,
 ) -> tuple[Float[Array, "n 2"], Float[Array, "n 3"]]:
     """Where a head reduced to samples projects in the input video (px), and its albedo (linear)."""
     camera = clip_camera(shared, camera)
@@ -59,8 +67,10 @@ def photometric_objective(
 ) -> Float[Array, ""]:  # fmt: skip
     """Mean over frames of the photometric term. `head` is reduced to the samples.
 
-    colour_from_frames: take each sample's colour from the frames themselves, at every evaluation, instead of `data.colour`:
-    frames are then aligned to their common mean, and no colour of an earlier, worse alignment holds them back. The colour
+    colour_from_frames: take each sample's colour from the frames themselves, at every evaluation, instead of
+    `data.colour`:
+    frames are then aligned to their common mean, and no colour of an earlier, worse alignment holds them back. The
+    colour
     is the minimiser for given variables, so it is not differentiated (variable projection).
     """
     params, shared, frames = variables["params"], variables["shared"], variables["frame"]

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,14 @@ from facejax.fitting.photometric_fit import (
 )
 from facejax.fitting.samples import sample_surface, visible_points
 from facejax.fitting.texture import combine, fill_holes, on_image, texture_chart, unwrap_frame, unwrap_ratio
-from facejax.fitting.variables import ClipVariables, FrameVariables, pose_from_landmarks, pose_of, spread_frames, variables_of
+from facejax.fitting.variables import (
+    ClipVariables,
+    FrameVariables,
+    pose_from_landmarks,
+    pose_of,
+    spread_frames,
+    variables_of,
+)
 from facejax.geometry.cameras import crop_camera
 from facejax.geometry.colour import srgb_to_linear
 from facejax.geometry.errors import InputError
@@ -61,6 +69,7 @@ _TEXTURE_MARGIN = 2.2
 _TEXTURE_CROP_PX = 1024
 _LANDMARK_WINDOW = 512
 _CURVATURE_FRAMES = 8
+_SAVE_EVERY_S = 10.0
 
 
 def fit_sequence(
@@ -83,15 +92,19 @@ def fit_sequence(
     video: path of a video, of a folder of images or of an image, or an array (frames, height, width, 3) of uint8 or of
         floats in [0, 1], sRGB-encoded; or what `open_video` returned.
     params: the head, from `load_model`.
-    landmarks: MediaPipe's 478 points per frame: a `Landmarks`, an array (F, 478, 2 or 3) in pixels with NaN where missing,
+    landmarks: MediaPipe's 478 points per frame: a `Landmarks`, an array (F, 478, 2 or 3) in pixels with NaN where
+    missing,
         or the path of an `.npz` with them. By default the detector runs (extra `landmarks`, asset `face-landmarker`).
-    intrinsics: (fx, fy, cx, cy) in pixels, or the 3x3 matrix. Unknown: one focal length is solved for, the principal point
+    intrinsics: (fx, fy, cx, cy) in pixels, or the 3x3 matrix. Unknown: one focal length is solved for, the principal
+    point
         is the centre of the image.
     masks: pixels to ignore: a folder of one image per frame (not zero: ignore).
-    identity: an earlier result (or its folder) of the same person and model whose shape, skin, texture and focal length are
+    identity: an earlier result (or its folder) of the same person and model whose shape, skin, texture and focal
+    length are
         held.
     face: which of several faces, by size in the first frame that shows any. frames: (first, one past the last).
-    ipd_mm: the person's interpupillary distance, which makes all lengths metric; otherwise the model's prior decides scale.
+    ipd_mm: the person's interpupillary distance, which makes all lengths metric; otherwise the model's prior decides
+    scale.
     progress: see `Progress`. checkpoint: folder in which finished work is kept, and found again after an interruption.
 
     Raises InputError, in one sentence, for anything that cannot be tracked.
@@ -128,8 +141,8 @@ def _identity_of(identity: Any, head: MorphableHead) -> TrackResult | None:
     result = identity if isinstance(identity, TrackResult) else TrackResult.load(identity)
     if result.model_sha256 != head.sha256:
         raise InputError(
-            f"The earlier result was made with the model {result.model_name!r} ({result.model_sha256[:12]}), and this is "
-            f"{head.name!r} ({head.sha256[:12]}); an identity can only be held within one model."
+            f"The earlier result was made with the model {result.model_name!r} ({result.model_sha256[:12]}), "
+            f"and this is {head.name!r} ({head.sha256[:12]}); an identity can only be held within one model."
         )
     return result
 
@@ -141,11 +154,13 @@ def _landmarks_of(given: Any, clip: Video, face: int, report: Progress, keep: Ch
         return load_landmarks(given, clip.n_frames, clip.size, source_frames=clip.source_frames, first=clip.first)
     if given is not None:
         return landmarks_from_array(np.asarray(given), clip.n_frames, clip.size)
-    like = {k: 0 for k in ("points", "depth", "blendshapes", "valid", "confidence", "box")}
+    like = dict.fromkeys(("points", "depth", "blendshapes", "valid", "confidence", "box"), 0)
     kept = keep.load("landmarks", like) if keep else None
     if kept is not None:
         names = tuple(str(n) for n in kept[1]["names"])
-        return Landmarks(**kept[0], blendshape_names=names, image_size=clip.size, notes=("landmarks of the earlier run",))
+        return Landmarks(
+            **kept[0], blendshape_names=names, image_size=clip.size, notes=("landmarks of the earlier run",)
+        )
     found = detect_landmarks(clip, face=face, progress=lambda done, total: report("landmarks", done, total))
     if keep:
         keep.save("landmarks", {k: getattr(found, k) for k in like}, names=list(found.blendshape_names))
@@ -157,7 +172,9 @@ def landmarks_from_array(points: np.ndarray, n_frames: int, size: tuple[int, int
     if points.ndim != 3 or points.shape[1] != 478 or points.shape[2] not in (2, 3):
         raise InputError(f"Landmarks must have the shape (frames, 478, 2 or 3), and these have {points.shape}.")
     if len(points) != n_frames:
-        raise InputError(f"Landmarks must be given for every frame: the video has {n_frames} and these are {len(points)}.")
+        raise InputError(
+            f"Landmarks must be given for every frame: the video has {n_frames} and these are {len(points)}."
+        )
     points = points.astype(np.float32)
     depth = points[..., 2] if points.shape[2] == 3 else np.full(points.shape[:2], np.nan, np.float32)
     seen = np.isfinite(points[..., :2]).all(axis=2)
@@ -178,9 +195,7 @@ def landmarks_from_array(points: np.ndarray, n_frames: int, size: tuple[int, int
     )
 
 
-def _open_checkpoint(
-    folder: Any, clip: Video, head: MorphableHead, *rest: Any
-) -> Checkpoint | None:
+def _open_checkpoint(folder: Any, clip: Video, head: MorphableHead, *rest: Any) -> Checkpoint | None:
     if folder is None:
         return None
     stamp = (os.path.getsize(clip.path), os.path.getmtime(clip.path)) if clip.path else None
@@ -205,6 +220,7 @@ class _Fit:
     ) -> None:
         self.clip, self.head, self.seen, self.masks, self.config = clip, head, seen, masks, config
         self.report, self.keep, self.before, self.known = report, keep, before, known
+        self.kept_at = time.monotonic()
         self.n = clip.n_frames
         width, height = clip.size
         guess = 0.5 * max(width, height) / np.tan(np.radians(config.field_of_view_deg) / 2)
@@ -314,9 +330,7 @@ class _Fit:
             config = dataclasses.replace(config, landmark_weight=config.landmark_weight * config.landmark_share)
         total = jnp.zeros(())
         if not _lights_only(stage):
-            total += landmark_objective(
-                self.landmark_head, {**v, "params": params[0]}, seen, camera, reference, config
-            )
+            total += landmark_objective(self.landmark_head, {**v, "params": params[0]}, seen, camera, reference, config)
         if pictures is not None:
             total += photometric_objective(
                 self.sample_head, {**v, "params": params[1]}, pictures, seen.frame_weight, camera, reference, config,
@@ -360,14 +374,17 @@ class _Fit:
         mean = jax.jit(
             lambda p, s, f, d, g: jnp.mean(jax.vmap(one, in_axes=(None, None, 0, 0, per_frame))(p, s, f, d, g), axis=0)
         )
-        curvature = mean(self._params(stage), self.shared, _take(self.frames, ids), _take(self.landmark_data, ids), pictures)
+        curvature = mean(
+            self._params(stage), self.shared, _take(self.frames, ids), _take(self.landmark_data, ids), pictures
+        )
         return whitening(curvature, Descent().floor)
 
     def _params(self, stage: Stage) -> PyTree:
         return self.landmark_head.params, self.sample_head.params if stage.data == "photometric" else None
 
     def _solver(self, stage: Stage, smooth: bool) -> Callable[..., tuple[PyTree, jax.Array]]:
-        """The compiled minimisation of a stage: (variables, landmarks, pictures, held frames) -> (variables, losses)."""
+        """The compiled minimisation of a stage: (variables, landmarks, pictures, held frames) -> (variables,
+        losses)."""
         photometric = stage.data == "photometric"
         from_frames = photometric and stage.frames == "key" and "shared.code.skin" not in stage.free
 
@@ -392,9 +409,8 @@ class _Fit:
         self.report(stage.name, 0, 1)
         ids = self.key
         pictures = self._pictures(ids, self._key_crops(ids)) if stage.data == "photometric" else None
-        if pictures is not None:
-            if "shared.code.skin" in stage.free:
-                pictures = pictures.replace(colour=jnp.ones_like(pictures.colour))
+        if pictures is not None and "shared.code.skin" in stage.free:
+            pictures = pictures.replace(colour=jnp.ones_like(pictures.colour))
         variables = {"shared": self.shared, "frame": _take(self.frames, ids)}
         held = jnp.zeros(len(ids), bool)
         solved, _ = self._solver(stage, smooth=False)(variables, _take(self.landmark_data, ids), pictures, held)
@@ -427,9 +443,10 @@ class _Fit:
         starts = [0]
         while starts[-1] + window < self.n:
             starts.append(starts[-1] + window - _OVERLAP)
-        crops = self._streamed_crops() if photometric else None
+        done = self._resume_windows(name)
+        crops = self._streamed_crops(starts[done]) if photometric and done < len(starts) else None
         waiting: list[Any] = []
-        for start in starts:
+        for number, start in list(enumerate(starts))[done:]:
             stop = min(start + window, self.n)
             self.report(stage.name, start, self.n)
             ids = np.minimum(np.arange(start, start + window), self.n - 1)
@@ -439,7 +456,7 @@ class _Fit:
             seen = seen.replace(frame_weight=jnp.where(jnp.asarray(padding), 0.0, seen.frame_weight))
             pictures = None
             if crops is not None:
-                waiting = waiting[-_OVERLAP:] if start > 0 else []
+                waiting = waiting[-_OVERLAP:] if number > done else []
                 while len(waiting) < stop - start:
                     waiting.append(next(crops))
                 padded = waiting + [waiting[-1]] * (window - len(waiting))
@@ -447,10 +464,21 @@ class _Fit:
             variables = {"shared": self.shared, "frame": _take(self.frames, ids)}
             solved, _ = solver(variables, seen, pictures, held)
             _put(self.frames, ids[: stop - start], _take(solved["frame"], np.arange(stop - start)))
+            if self.keep and time.monotonic() - self.kept_at > _SAVE_EVERY_S:
+                self.keep.save(f"{name}-windows", self.frames, done=number + 1)
+                self.kept_at = time.monotonic()
         self.frames = self.frames.replace(
             pose=_bridge(self.frames.pose, self.seen.valid), code=_bridge(self.frames.code, self.seen.valid)
         )
         self.report(stage.name, self.n, self.n)
+
+    def _resume_windows(self, name: str) -> int:
+        """How many windows of a stage an interrupted run had finished; their frames are taken over."""
+        kept = self.keep.load(f"{name}-windows", self.frames) if self.keep else None
+        if kept is None:
+            return 0
+        self.frames = jax.tree_util.tree_map(np.array, kept[0])
+        return int(kept[1]["done"])
 
     # -- pictures -----------------------------------------------------------------------------------------------------
 
@@ -468,9 +496,9 @@ class _Fit:
         images = key_frame_images(self.clip, self.masks, ids)
         return [self._crop(f, m, b) for (f, m), b in zip(images, self._boxes[ids], strict=True)]
 
-    def _streamed_crops(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        masks = self.masks.frames() if self.masks is not None else None
-        for k, frame in enumerate(self.clip.frames()):
+    def _streamed_crops(self, first: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        masks = self.masks.frames(first) if self.masks is not None else None
+        for k, frame in enumerate(self.clip.frames(first), start=first):
             yield self._crop(frame, next(masks) if masks is not None else None, self._boxes[k])
 
     @functools.cached_property
@@ -520,7 +548,9 @@ class _Fit:
             sampled = jax.vmap(one, in_axes=(None, None, 0, picture_axes(d)))(params, shared, frames, d)
             seen, lit, gloss, weights = sampled
             pattern = common_detail(seen[..., 3:], weights)
-            return jnp.concatenate([common_colour(seen[..., :3], lit, gloss, weights), pattern], -1), weights.sum(axis=0)
+            return jnp.concatenate([common_colour(seen[..., :3], lit, gloss, weights), pattern], -1), weights.sum(
+                axis=0
+            )
 
         colour, total = colours(self.sample_head.params, self.shared, _take(self.frames, ids), pictures)
         self.colour = np.where(np.asarray(total)[:, None] > 0.2, colour, 1.0).astype(np.float32)
@@ -528,7 +558,8 @@ class _Fit:
     def _solve_texture(self) -> None:
         """Unwrap key frames through the fitted head into the shared texture, then add what its renders still lack.
 
-        Each further round renders the key frames, unwraps the ratio of picture to render and multiplies it in (iterative
+        Each further round renders the key frames, unwraps the ratio of picture to render and multiplies it in
+        (iterative
         back-projection): resampling blurs, and this takes most of the blur back.
         """
         size, head = self.config.texture_size_for_preset, self.head
@@ -567,9 +598,8 @@ class _Fit:
                 factors.append(np.asarray(f, np.float16))
                 trust.append(np.asarray(t, np.float16))
             colour, total = combine(np.stack(factors), np.stack(trust))
-            flat, weight = np.ones((size * size, 3), np.float32), np.zeros(size * size, np.float32)
-            flat[chart.texels], weight[chart.texels] = colour, np.clip(2 * total, 0, 1)
-            layer, weight = flat.reshape(size, size, 3), weight.reshape(size, size)
+            layer, weight = np.ones((size, size, 3), np.float32), np.zeros((size, size), np.float32)
+            layer.reshape(-1, 3)[chart.texels], weight.reshape(-1)[chart.texels] = colour, np.clip(2 * total, 0, 1)
             if n == 0:
                 texture = fill_holes(layer, weight)
             else:
@@ -581,7 +611,9 @@ class _Fit:
 
     def residual_mm(self) -> np.ndarray:
         """Mean landmark residual of each frame, millimetres on the face."""
-        place = jax.jit(jax.vmap(functools.partial(frame_pixels, self.landmark_head), in_axes=(None, None, 0, None, None)))
+        place = jax.jit(
+            jax.vmap(functools.partial(frame_pixels, self.landmark_head), in_axes=(None, None, 0, None, None))
+        )
         pixels = place(self.landmark_head.params, self.shared, self.frames, self.camera, self.reference_px)
         d = self.landmark_data
         error = np.linalg.norm(np.asarray(pixels - d.target), axis=2) * np.asarray(d.mm_per_px)[:, None]
@@ -659,7 +691,8 @@ def _put(tree: PyTree, ids: np.ndarray, values: PyTree) -> None:
 
 
 def _bridge(tree: PyTree, valid: np.ndarray) -> PyTree:
-    """Rows of frames without a face, interpolated linearly between the nearest with one; rotations made proper again."""
+    """Rows of frames without a face, interpolated linearly between the nearest with one; rotations made proper
+    again."""
     if valid.all():
         return jax.tree_util.tree_map(lambda x: np.array(x), tree)
     good, bad = np.flatnonzero(valid), np.flatnonzero(~valid)
