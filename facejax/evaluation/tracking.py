@@ -87,7 +87,7 @@ def evaluate_picture(
 ) -> dict[str, Any]:
     """PSNR and SSIM of the tracked head's rendering against the video, means over frames, sRGB values.
 
-    Compared where the rendering covers more than half a pixel inside the landmarks' convex hull; `hull_coverage` is the
+    Compared where the rendering covers whole pixels (rims are mixed with what is behind) inside the landmarks' convex hull; `hull_coverage` is the
     share of the hull that is covered. Controls: `..._without_texture` (the albedo of the skin prior under the same
     light) and `..._mean_colour` (each frame's own mean colour, everywhere).
 
@@ -118,7 +118,7 @@ def evaluate_picture(
         points = points * [w / width, h / height]
         image = draw(face, light, pose)
         coverage = np.asarray(image.coverage)
-        mask = hull_mask(points, (h, w)) & (coverage > 0.5)
+        mask = hull_mask(points, (h, w)) & (coverage > 0.99)
         if not mask.any():
             continue
         bare = draw(dataclasses.replace(face, texture=jnp.ones_like(face.texture)), light, pose)
