@@ -13,7 +13,7 @@ from facejax.data.results import TrackResult
 from facejax.data.video import Video, scaled_size
 from facejax.evaluation.truth_clip import Truth
 from facejax.geometry.cameras import crop_camera
-from facejax.geometry.colour import linear_to_srgb
+from facejax.geometry.colour import linear_to_srgb, srgb_to_linear
 from facejax.geometry.errors import InputError
 from facejax.geometry.records import Image
 from facejax.geometry.rotations import nearest_rotation, rotation_angle
@@ -87,7 +87,8 @@ def evaluate_picture(
 ) -> dict[str, Any]:
     """PSNR and SSIM of the tracked head's rendering against the video, means over frames, sRGB values.
 
-    Compared where the rendering covers whole pixels (rims are mixed with what is behind) inside the landmarks' convex hull; `hull_coverage` is the
+    Compared where the rendering covers whole pixels (rims are mixed with what is behind) inside the landmarks' convex
+    hull; `hull_coverage` is the
     share of the hull that is covered. Controls: `..._without_texture` (the albedo of the skin prior under the same
     light) and `..._mean_colour` (each frame's own mean colour, everywhere).
 
@@ -123,8 +124,8 @@ def evaluate_picture(
             continue
         bare = draw(dataclasses.replace(face, texture=jnp.ones_like(face.texture)), light, pose)
         pictures = {
-            "": _displayed(image),
-            "_without_texture": _displayed(bare),
+            "": _displayed(image, photo),
+            "_without_texture": _displayed(bare, photo),
             "_mean_colour": np.broadcast_to(photo[mask].mean(axis=0), photo.shape),
         }
         row = {"hull_coverage": hull_coverage(coverage, points)}
@@ -136,10 +137,10 @@ def evaluate_picture(
     return {"frames": len(rows), **means}
 
 
-def _displayed(image: Image) -> np.ndarray:
-    """A rendering as sRGB values in [0, 1], no longer premultiplied."""
-    colour = np.asarray(image.colour) / np.maximum(np.asarray(image.coverage), 1e-3)[..., None]
-    return np.asarray(linear_to_srgb(np.clip(colour, 0, 1)), np.float32)
+def _displayed(image: Image, photo: np.ndarray) -> np.ndarray:
+    """A rendering laid over the photo, as sRGB values in [0, 1]: beyond the head the two agree."""
+    behind = np.asarray(srgb_to_linear(photo)) * (1 - np.asarray(image.coverage)[..., None])
+    return np.asarray(linear_to_srgb(np.clip(np.asarray(image.colour) + behind, 0, 1)), np.float32)
 
 
 # --- against the truth ------------------------------------------------------------------------------------------------
