@@ -32,7 +32,7 @@ class FitConfig:
 
     landmark_weight: float = 60.0
     """Of the mean robust landmark residual of a frame."""
-    landmark_share: float = 0.15
+    landmark_share: float = 0.3
     """Factor on `landmark_weight` where pictures are compared too."""
     closure_weight: float = 30.0
     """Of how far lips and lids are apart, compared with the observed distance."""
@@ -44,13 +44,13 @@ class FitConfig:
     """Radii in pixels of a crop below which a pattern is detail, a channel each."""
     colour_pull: float = 1.0
     """How much colour, beside detail, moves the head: 0 leaves it to light and skin alone."""
-    prior_weight: float = 1.0
+    prior_weight: float = 4.0
     """Of the head's prior on each frame's code."""
     identity_prior: float = 0.1
     """Of the head's prior on the code that all frames share."""
-    pose_smoothness: float = 10.0
+    pose_smoothness: float = 4.0
     """Of the second difference in time of head pose (mm on the face)."""
-    code_smoothness: float = 20.0
+    code_smoothness: float = 5.0
     """Of the second difference in time of expression."""
     light_smoothness: float = 10.0
     """Of the difference in time of light."""
