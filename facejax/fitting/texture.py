@@ -136,6 +136,15 @@ def fill_holes(image: Float[np.ndarray, "h w c"], weight: Float[np.ndarray, "h w
     block_weight = weight.reshape(h, 2, w, 2).sum(axis=(1, 3))
     coarse = blocks / np.maximum(block_weight, 1e-9)[..., None]
     filled = fill_holes(coarse, np.minimum(block_weight, 1.0))
-    up = filled.repeat(2, axis=0).repeat(2, axis=1)
+    up = _smooth(filled.repeat(2, axis=0).repeat(2, axis=1))
     keep = np.clip(weight, 0, 1)[..., None]
     return image * keep + up * (1 - keep)
+
+
+def _smooth(image: np.ndarray) -> np.ndarray:
+    """Binomial blur over three texels each way, so that a pulled-up level shows no blocks."""
+    for axis in (0, 1):
+        padded = np.pad(image, [(1, 1) if a == axis else (0, 0) for a in range(image.ndim)], mode="edge")
+        low, mid, high = (np.take(padded, range(i, i + image.shape[axis]), axis=axis) for i in range(3))
+        image = 0.25 * low + 0.5 * mid + 0.25 * high
+    return image
