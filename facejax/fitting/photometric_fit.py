@@ -63,11 +63,13 @@ def crop_coordinates(pixels: Float[Array, "n 2"], box: Float[Array, "4"], size: 
 
 def photometric_objective(
     head: PyTree, variables: PyTree, data: PhotometricData, frame_weight: Float[Array, "f"], camera: Camera,
-    reference_px: float | Array, config: FitConfig, *, colour_from_frames: bool = False, use_detail: bool = True,
+    reference_px: float | Array, config: FitConfig, *, colour_from_frames: bool = False,
+    detail_from_frames: bool = False, use_detail: bool = True,
 ) -> Float[Array, ""]:  # fmt: skip
     """Mean over frames of the photometric term. `head` is reduced to the samples.
 
-    colour_from_frames: take each sample's colour from the frames themselves, at every evaluation, instead of
+    colour_from_frames, detail_from_frames: take each sample's colour, or detail, from the frames themselves, at every
+    evaluation, instead of
     `data.colour`:
     frames are then aligned to their common mean, and no colour of an earlier, worse alignment holds them back. The
     colour
@@ -93,6 +95,7 @@ def photometric_objective(
     colour, pattern = data.colour[:, :3], data.colour[:, 3:]
     if colour_from_frames:
         colour = jax.lax.stop_gradient(common_colour(seen, lit, gloss, weights))
+    if detail_from_frames:
         pattern = jax.lax.stop_gradient(common_detail(detail, weights))
     losses = jax.vmap(photometric_loss)(lit * colour + gloss, seen, weights)
     total = jnp.maximum(jnp.sum(frame_weight), 1.0)

@@ -56,7 +56,7 @@ from facejax.models.morphable import MorphableHead
 from facejax.objectives.landmarks import face_radius_px
 from facejax.objectives.temporal import change
 from facejax.renderers.deferred import light_bases, make_renderer
-from facejax.renderers.texture import sample_bilinear
+from facejax.renderers.texture import sample_bilinear, sample_texture
 
 Progress = Callable[[str, int, int], None]
 """Called with the name of a stage, how much of it is done, and how much there is."""
@@ -239,6 +239,8 @@ class _Fit:
         self.key = self._key_frames()
         self.shared, self.frames = self._start()
         self.colour = np.ones((len(points.triangles), 3 + len(config.detail_px)), np.float32)
+        if before is not None:
+            self.colour[:, :3] = self._held_colour()
         self.stages = tuple(s for s in map(self._effective, head.stages(config.preset)) if s is not None)
 
     # -- preparation --------------------------------------------------------------------------------------------------
@@ -334,7 +336,8 @@ class _Fit:
         if pictures is not None:
             total += photometric_objective(
                 self.sample_head, {**v, "params": params[1]}, pictures, seen.frame_weight, camera, reference, config,
-                colour_from_frames=from_frames, use_detail=not _lights_only(stage),
+                colour_from_frames=from_frames and self.before is None,
+                detail_from_frames=from_frames, use_detail=not _lights_only(stage),
             )  # fmt: skip
             total += config.prior_weight * jnp.sum(v["shared"].code.skin ** 2)
             total += _tinted_light(v["frame"].light, seen.frame_weight)
@@ -533,6 +536,14 @@ class _Fit:
             colour=jnp.asarray(self.colour),
         )
 
+    def _held_colour(self) -> np.ndarray:
+        """Sample colours from the texture of the earlier result: what is left to solve is light."""
+        topology = self.head.topology
+        row = {tuple(corners): i for i, corners in enumerate(topology.faces.tolist())}
+        faces = np.array([row[tuple(corners)] for corners in self.points.triangles.tolist()])
+        uv = np.einsum("nij,ni->nj", topology.uv[topology.uv_faces[faces]], self.points.weights)
+        return np.asarray(sample_texture(jnp.asarray(self.shared.code.texture), jnp.asarray(uv, jnp.float32)))
+
     def _recolour(self, ids: np.ndarray, pictures: PhotometricData) -> None:
         """Sample colours from the key frames as they are aligned now."""
 
@@ -554,6 +565,8 @@ class _Fit:
 
         colour, total = colours(self.sample_head.params, self.shared, _take(self.frames, ids), pictures)
         self.colour = np.where(np.asarray(total)[:, None] > 0.2, colour, 1.0).astype(np.float32)
+        if self.before is not None:
+            self.colour[:, :3] = self._held_colour()
 
     def _solve_texture(self) -> None:
         """Unwrap key frames through the fitted head into the shared texture, then add what its renders still lack.
