@@ -126,7 +126,7 @@ def test_install_a_single_file_by_any_name(home, tmp_path):
     [
         (("../evil.obj", b"x"), "escapes"),
         (("FaceXModel/../../evil.obj", b"x"), "escapes"),
-        (("/tmp/evil.obj", b"x"), "escapes"),
+        (("/evil.obj", b"x"), "escapes"),
         (("..\\evil.obj", b"x"), "escapes"),
         (("C:/evil.obj", b"x"), "escapes"),
         (_special("FaceXModel/c.obj", tarfile.SYMTYPE, "/etc/passwd"), "is a link"),
