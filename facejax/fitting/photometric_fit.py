@@ -69,9 +69,9 @@ def photometric_objective(
     """Mean over frames of the photometric term. `head` is reduced to the samples.
 
     colour_from_frames, detail_from_frames: take each sample's colour, or detail, from the frames themselves, at every
-    evaluation, instead of `data.colour`: frames are then aligned to their common mean, and no colour of an earlier, worse
-    alignment holds them back. Both are the minimisers for given variables, so they are not differentiated (variable
-    projection).
+    evaluation, instead of `data.colour`: frames are then aligned to their common mean, and no colour of an earlier,
+    worse alignment holds them back. Both are the minimisers for given variables, so they are not differentiated
+    (variable projection).
     """
     params, shared, frames = variables["params"], variables["shared"], variables["frame"]
     size = data.crop.shape[1]
