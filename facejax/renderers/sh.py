@@ -4,6 +4,7 @@ The polynomial form has finite derivatives everywhere, the poles included. The c
 `docs/conventions.md`.
 """
 
+import functools
 import math
 
 import jax
@@ -106,3 +107,38 @@ def reflection(
     """Light arriving from around the mirror direction, before Fresnel, see `reflection_basis`."""
     bands = math.isqrt(light.shape[0])
     return jnp.matmul(reflection_basis(normals, to_eye, roughness, bands), light, precision=_HIGHEST)
+
+
+@functools.lru_cache(maxsize=16)
+def _exact_samples(bands: int) -> tuple[np.ndarray, np.ndarray]:
+    """Directions (k, 3) and weights (k,) that integrate products of two functions of these bands exactly."""
+    z, weight = np.polynomial.legendre.leggauss(bands)
+    count = 2 * bands
+    azimuth = (np.arange(count) + 0.5) * 2 * np.pi / count
+    z, azimuth = (a.ravel() for a in np.meshgrid(z, azimuth, indexing="ij"))
+    r = np.sqrt(1 - z**2)
+    points = np.stack([r * np.cos(azimuth), r * np.sin(azimuth), z], axis=-1)
+    return points.astype(np.float32), (np.repeat(weight, count) * 2 * np.pi / count).astype(np.float32)
+
+
+def _same_band(bands: int) -> np.ndarray:
+    band = np.repeat(np.arange(bands), 2 * np.arange(bands) + 1)
+    return band[:, None] == band[None, :]
+
+
+def rotation_matrix_sh(rotation: Float[Array, "3 3"], bands: int) -> Float[Array, "b b"]:
+    """What turns coefficients as `rotation` turns directions: light from d then comes from `rotation @ d`.
+
+    Orthogonal, one block per band. The turned basis is projected on the basis at sample points where that projection is
+    exact, so the result is exact for every rotation (reflections, too) and differentiable in it.
+    """
+    points, weights = _exact_samples(bands)
+    fixed = sh_basis(jnp.asarray(points), bands) * weights[:, None]
+    turned = sh_basis(jnp.matmul(points, rotation, precision=_HIGHEST), bands)  # rows are rotation.T @ point
+    return jnp.where(_same_band(bands), jnp.matmul(fixed.T, turned, precision=_HIGHEST), 0.0)
+
+
+def rotate_sh(light: Float[Array, "b c"], rotation: Float[Array, "3 3"]) -> Float[Array, "b c"]:
+    """Coefficients of a light turned by a rotation matrix, see `rotation_matrix_sh`."""
+    matrix = rotation_matrix_sh(rotation, math.isqrt(light.shape[0]))
+    return jnp.matmul(matrix, light, precision=_HIGHEST)
