@@ -138,8 +138,8 @@ def load_sh(path: Path | str) -> Float[Array, "b 3"]:
     """Coefficients of incoming radiance, (bands squared, 3), camera frame, in facejax's convention.
 
     .npy and .txt hold the table itself, .txt one line per coefficient (red, green, blue); .npz and .json may also hold
-    it under the name `sh`, `light` or `coefficients`. The convention is that of `docs/conventions.md`: orthonormal, index
-    l*l + l + m, no Condon-Shortley phase. Raises `InputError`, naming what came, for anything else.
+    it under the name `sh`, `light` or `coefficients`. The convention is that of `docs/conventions.md`: orthonormal,
+    index l*l + l + m, no Condon-Shortley phase. Raises `InputError`, naming what came, for anything else.
     """
     path = Path(path).expanduser()
     if path.suffix.lower() not in SH_SUFFIXES:

@@ -23,6 +23,7 @@ from facejax.renderers.raster import rasterise
 from facejax.renderers.texture import sample_bilinear, sample_texture
 
 _HIGHEST = jax.lax.Precision.HIGHEST
+_ROUNDS = 6  # of `fill_gutter`
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -252,14 +253,13 @@ def locate_texels(
     picture is foreshortened once, and errors of its position are stretched once more. It is 0 off the picture and
     behind or next to a nearer surface, so that colour from behind a silhouette is not taken.
     """
-    drawn = on_image(vertices, pose, camera)
-    fragments = rasterise(drawn, faces, size)
+    fragments = rasterise(on_image(vertices, pose, camera), faces, size)
     depth = jnp.where(fragments.triangle >= 0, fragments.depth, 10.0)
     normals = jnp.matmul(vertex_normals(vertices, faces), pose.rotation.T, precision=_HIGHEST)
-    to_eye = normalise(-to_camera_frame(vertices, pose))
-    cosine = jnp.sum(normals * to_eye, axis=-1, keepdims=True)
-    value = at_texels(jnp.concatenate([drawn, cosine], axis=-1), triangles, weights)
-    xy, z, facing = value[:, :2], value[:, 2], value[:, 3]
+    in_camera = to_camera_frame(vertices, pose)
+    cosine = jnp.sum(normals * normalise(-in_camera), axis=-1, keepdims=True)
+    value = at_texels(jnp.concatenate([in_camera, cosine], axis=-1), triangles, weights)
+    xy, z, facing = project(value[:, :3], camera), value[:, 2], value[:, 3]
     # the nearest depth around the pixel: a texel next to an occlusion edge is not trusted. An eyeball lies a millimetre
     # behind the lid's margin, so the tolerance is no more than what the slope of the surface makes of two pixels
     near = -jax.lax.reduce_window(-depth, -jnp.inf, jax.lax.max, (3, 3), (1, 1), "SAME")
@@ -346,14 +346,21 @@ def texture_from(chart: Chart, values: Float[Array, "n c"], background: float = 
 def fill_gutter(texture: Float[Array, "h w c"], chart: Chart, gutter: Chart) -> Float[Array, "h w c"]:
     """The same texture with the gutter's texels set to what lies across the seam; differentiable, and jit-able.
 
-    A lookup across the seam may touch texels that are outside the chart there, too: they count for nothing.
+    A lookup across the seam may itself touch the gutter on that side, so values are found by iteration; each round
+    leaves at most half of the error. Texels that are neither chart nor gutter count for nothing.
     """
-    mask = jnp.asarray(chart.covered, dtype=texture.dtype)[..., None]
-    value = sample_texture(jnp.concatenate([texture * mask, mask], axis=-1), jnp.asarray(gutter.uv))
-    found = value[:, -1:] > 1e-3
-    flat = texture.reshape(-1, texture.shape[-1])
-    filled = jnp.where(found, value[:, :-1] / jnp.where(found, value[:, -1:], 1.0), flat[gutter.texels])
-    return flat.at[gutter.texels].set(filled).reshape(texture.shape)
+    known = chart.covered
+    both = jnp.asarray(known | gutter.covered, dtype=texture.dtype)[..., None]
+    uv, shape = jnp.asarray(gutter.uv), texture.shape
+
+    def look(flat: Array, mask: Array) -> Array:
+        value = sample_texture(jnp.concatenate([flat.reshape(shape) * mask, mask], axis=-1), uv)
+        found = value[:, -1:] > 1e-3
+        filled = jnp.where(found, value[:, :-1] / jnp.where(found, value[:, -1:], 1.0), flat[gutter.texels])
+        return flat.at[gutter.texels].set(filled)
+
+    flat = look(texture.reshape(-1, shape[-1]), jnp.asarray(known, dtype=texture.dtype)[..., None])
+    return jax.lax.fori_loop(0, _ROUNDS, lambda i, flat: look(flat, both), flat).reshape(shape)
 
 
 def fill_holes(image: Float[np.ndarray, "h w c"], weight: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w c"]:
