@@ -324,3 +324,53 @@ def rotate_light(light: Light, rotation: Float[Array, "3 3"]) -> Light:
         before = jnp.matmul(directions, rotation, precision=_HIGHEST)
         return light.replace(radiance=_sample_environment(light, before).reshape(height, width, 3))
     return rotate_sh(light, rotation)
+
+
+_FROM_PANORAMA = np.array([[0, -1, 0], [0, 0, -1], [-1, 0, 0]], np.float32)
+"""From (sin t cos a, sin t sin a, cos t), t the polar angle of a row and a the azimuth of a column, to the camera."""
+
+
+def _harmonics_of_rows(height: int, bands: int) -> tuple[Array, np.ndarray]:
+    """Polar part of each function per row (height, b), and the column of `_harmonics_of_columns` it belongs to (b,)."""
+    polar = np.pi * (np.arange(height) + 0.5) / height
+    at_zero = np.stack([np.sin(polar), np.zeros(height), np.cos(polar)], axis=-1).astype(np.float32)
+    m = np.concatenate([np.arange(-l, l + 1) for l in range(bands)])
+    band = np.repeat(np.arange(bands), 2 * np.arange(bands) + 1)
+    # where the azimuth is 0 the sine functions vanish, and the cosine ones are their own polar part
+    return sh_basis(jnp.asarray(at_zero), bands)[:, band * band + band + np.abs(m)], m + bands - 1
+
+
+def _harmonics_of_columns(width: int, bands: int) -> np.ndarray:
+    """cos(m a) for m >= 0, sin(|m| a) for m < 0, (width, 2 bands - 1)."""
+    azimuth = 2 * np.pi * (np.arange(width)[:, None] + 0.5) / width
+    m = np.arange(1 - bands, bands)
+    return np.where(m >= 0, np.cos(m * azimuth), np.sin(-m * azimuth)).astype(np.float32)
+
+
+def project_environment(environment: Environment, bands: int) -> Float[Array, "b 3"]:
+    """Spherical harmonics of an environment, bands² coefficients, camera frame: the sum of L Y dw over texels.
+
+    Linear. Within 2e-3 of what a map of 64x64 texels was made of, and nearer with more. Rows and columns are summed one
+    after the other, so a large map needs no table of its size.
+    """
+    height, width = environment.radiance.shape[:2]
+    energy = environment.radiance * solid_angles(height, width)[..., None]
+    of_columns = _harmonics_of_columns(width, bands)
+    of_rows, m = _harmonics_of_rows(height, bands)
+    by_m = jnp.einsum("wm,hwc->mhc", of_columns, energy, precision=_HIGHEST)
+    panorama = jnp.einsum("hb,bhc->bc", of_rows, by_m[m], precision=_HIGHEST)
+    return rotate_sh(panorama, jnp.asarray(_FROM_PANORAMA))
+
+
+def sh_to_environment(light: Float[Array, "b 3"], height: int = 64, width: int = 64) -> Environment:
+    """The map of spherical harmonics that a ray tracer can use: cut off at 0 where they are negative.
+
+    Cutting adds energy (a distant lamp's by 1.6 to 2.6 times, for 3 to 9 bands): to compare with what the coefficients
+    themselves do to a surface, project the map back.
+    """
+    bands = math.isqrt(light.shape[0])
+    panorama = rotate_sh(light, jnp.asarray(_FROM_PANORAMA.T))
+    of_rows, m = _harmonics_of_rows(height, bands)
+    by_m = jax.ops.segment_sum(of_rows.T[:, :, None] * panorama[:, None, :], m, num_segments=2 * bands - 1)
+    radiance = jnp.einsum("wm,mhc->hwc", _harmonics_of_columns(width, bands), by_m, precision=_HIGHEST)
+    return Environment(radiance=jnp.maximum(radiance, 0.0))

@@ -4,14 +4,20 @@ The polynomial form has finite derivatives everywhere, the poles included. The c
 `docs/conventions.md`.
 """
 
+import dataclasses
 import functools
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from facejax.geometry.errors import InputError
+from facejax.renderers.microfacet import smith_g1
+
+_LOBE_NODES = 64
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 
@@ -74,6 +80,57 @@ def roughness_kernel(alpha: Float[Array, "*n"], bands: int) -> Float[Array, "*n 
     """
     l = jnp.arange(bands)
     return jnp.exp(-(jnp.asarray(alpha)[..., None] ** 2) * l * (l + 1))
+
+
+def lobe_kernel(
+    alpha: Float[ArrayLike, "*n"], bands: int, distribution: str = "ggx", *, normalised: bool = True
+) -> Float[Array, "*n l"]:
+    """S_l: the lobe of a microfacet surface of width `alpha`, seen face on, by quadrature.
+
+    S_l = 2 pi integral of D(t / 2) G(t) P_l(cos t) sin(t) / 4 over the hemisphere, for "ggx" or "beckmann" with the
+    shadowing of `facejax.renderers.microfacet`, before Fresnel. Divided by S_0 unless `normalised` is False; S_0 is the
+    share of light that such a mirror-like surface returns in one bounce. alpha in (0, 1]; differentiable in it.
+
+    Half vectors are drawn by quantiles u of D(h) (n . h), of which few points suffice at any width.
+    """
+    alpha = jnp.asarray(alpha)[..., None]
+    nodes, weights = np.polynomial.legendre.leggauss(_LOBE_NODES)
+    node, weight = jnp.asarray((nodes + 1) / 2, jnp.float32), jnp.asarray(weights / 2, jnp.float32)
+    # the light is above the horizon while the half vector is within 45 degrees: tan² = 1
+    if distribution == "ggx":
+        top = 1 / (1 + alpha**2)
+        u = top * node
+        tan2 = alpha**2 * u / (1 - u)
+    elif distribution == "beckmann":
+        top = -jnp.expm1(-1 / alpha**2)
+        u = top * node
+        tan2 = -(alpha**2) * jnp.log1p(-u)
+    else:
+        raise InputError(f'A distribution of facets is "ggx" or "beckmann", got {distribution!r}.')
+    cosine = (1 - tan2) / (1 + tan2)
+    shadow = smith_g1(jnp.clip(cosine, 0.0, 1.0), alpha, distribution)
+    before, p = jnp.zeros_like(cosine), jnp.ones_like(cosine)
+    moments = []
+    for l in range(bands):
+        moments.append(jnp.sum(top * weight * shadow * p, axis=-1))
+        before, p = p, ((2 * l + 1) * cosine * p - l * before) / (l + 1)
+    kernel = jnp.stack(moments, axis=-1)
+    return kernel / kernel[..., :1] if normalised else kernel
+
+
+def phong_kernel(exponent: Float[ArrayLike, "*n"], bands: int) -> Float[Array, "*n l"]:
+    """exp(-l² / (2 p)): a Phong lobe of exponent p (Ramamoorthi and Hanrahan 2001)."""
+    l = jnp.arange(bands)
+    return jnp.exp(-(l**2) / (2 * jnp.asarray(exponent)[..., None]))
+
+
+def torrance_sparrow_kernel(alpha: Float[ArrayLike, "*n"], bands: int) -> Float[Array, "*n l"]:
+    """exp(-(alpha l)²): the usual approximation to a microfacet lobe (Ramamoorthi and Hanrahan 2001).
+
+    It blurs less than the lobe it stands for: `roughness_kernel` is nearer, `lobe_kernel` exact.
+    """
+    l = jnp.arange(bands)
+    return jnp.exp(-((jnp.asarray(alpha)[..., None] * l) ** 2))
 
 
 def irradiance_basis(normals: Float[Array, "*n 3"], bands: int) -> Float[Array, "*n b"]:
@@ -142,3 +199,73 @@ def rotate_sh(light: Float[Array, "b c"], rotation: Float[Array, "3 3"]) -> Floa
     """Coefficients of a light turned by a rotation matrix, see `rotation_matrix_sh`."""
     matrix = rotation_matrix_sh(rotation, math.isqrt(light.shape[0]))
     return jnp.matmul(matrix, light, precision=_HIGHEST)
+
+
+@dataclasses.dataclass(frozen=True)
+class SHConvention:
+    """How somebody else writes spherical harmonics, as departures from ours.
+
+    Ours are real, orthonormal, without the Condon-Shortley phase, at index l*l + l + m, in the OpenCV camera frame, and
+    describe radiance.
+    """
+
+    condon_shortley: bool = False
+    """Whether functions of odd m have the opposite sign."""
+    axes: tuple[tuple[int, int, int], tuple[int, int, int], tuple[int, int, int]] = ((1, 0, 0), (0, 1, 0), (0, 0, 1))
+    """Matrix (by rows) that turns a direction in their frame into ours; proper or not."""
+    order: str = "m"
+    """Within a band: "m" for m = -l ... l, "cosine first" for 0, 1, -1, 2, -2, ... (m > 0 is the cosine)."""
+    band_scale: tuple[float, ...] = ()
+    """Their coefficient times this, per band, is that of radiance; empty for 1 throughout."""
+
+
+CONDON_SHORTLEY = SHConvention(condon_shortley=True)
+"""The phase alone, in our frame."""
+REDNER = SHConvention(condon_shortley=True, axes=((1, 0, 0), (0, -1, 0), (0, 0, -1)))
+"""redner and what is built on it: with the phase, in a frame with +y up and -z ahead.
+
+NextFace's saved coefficients are NOT of this kind, although it uses redner: it swaps polar angle and azimuth when it
+draws its map, so that its functions are no spherical harmonics at all. Convert its map, not its coefficients.
+"""
+DEEP3D = SHConvention(
+    condon_shortley=True,
+    axes=((1, 0, 0), (0, -1, 0), (0, 0, -1)),
+    band_scale=(math.pi, math.pi * math.sqrt(3), math.pi * math.sqrt(8)),
+)
+"""Deep3DFaceReconstruction, three bands: +y up, +z towards the viewer; its basis has A_l times 1, sqrt(3), sqrt(8).
+
+Its first coefficient is stored less 0.8, and colours are of its display space: both are the caller's to undo.
+"""
+
+
+def _to_our_order(bands: int, order: str) -> np.ndarray:
+    """Where each of our coefficients stands in theirs."""
+    if order == "m":
+        return np.arange(bands**2)
+    if order != "cosine first":
+        raise InputError(f'The order of harmonics within a band is "m" or "cosine first", got {order!r}.')
+    return np.array([l * l + (2 * m - 1 if m > 0 else -2 * m) for l in range(bands) for m in range(-l, l + 1)])
+
+
+def _signs_and_scale(bands: int, convention: SHConvention) -> np.ndarray:
+    if convention.band_scale and len(convention.band_scale) < bands:
+        raise InputError(f"This convention has {len(convention.band_scale)} bands, got coefficients of {bands}.")
+    m = np.concatenate([np.arange(-l, l + 1) for l in range(bands)])
+    sign = np.where((m % 2 == 1) & convention.condon_shortley, -1.0, 1.0)
+    scale = np.asarray(convention.band_scale[:bands] or np.ones(bands))
+    return (sign * np.repeat(scale, 2 * np.arange(bands) + 1)).astype(np.float32)
+
+
+def from_convention(coefficients: Float[Array, "b c"], convention: SHConvention) -> Float[Array, "b c"]:
+    """Coefficients that somebody else wrote, as ours: radiance in the camera frame."""
+    bands = math.isqrt(coefficients.shape[0])
+    ours = coefficients[_to_our_order(bands, convention.order)] * _signs_and_scale(bands, convention)[:, None]
+    return rotate_sh(ours, jnp.asarray(convention.axes, ours.dtype))
+
+
+def to_convention(coefficients: Float[Array, "b c"], convention: SHConvention) -> Float[Array, "b c"]:
+    """Our coefficients as somebody else would write them; the inverse of `from_convention`."""
+    bands = math.isqrt(coefficients.shape[0])
+    theirs = rotate_sh(coefficients, jnp.asarray(convention.axes, coefficients.dtype).T)
+    theirs = theirs / _signs_and_scale(bands, convention)[:, None]
+    return theirs[np.argsort(_to_our_order(bands, convention.order))]
