@@ -6,6 +6,7 @@ Nothing heavy is imported before a command needs it, so `facejax --help` answers
 import contextlib
 import dataclasses
 import errno
+import itertools
 import math
 import os
 import sys
@@ -142,6 +143,70 @@ class Demo:
 
 
 @dataclasses.dataclass(frozen=True)
+class Relight:
+    """Show a tracked head under new light: a video, a preview, and pictures with alpha."""
+
+    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")]
+    """Folder that `facejax track` wrote."""
+    out: Annotated[Path, tyro.conf.arg(metavar="OUT")]
+    """Folder for the pictures; it is written whole or not at all."""
+    env: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Light from an environment map, .hdr or .exr, twice as wide as high; its middle is straight ahead."""
+    sh: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Light from spherical harmonics: (bands squared, 3) numbers as .npy, .npz, .json or .txt."""
+    point: Annotated[str | None, tyro.conf.arg(metavar="x,y,z")] = None
+    """Light from a small lamp, metres from the middle of the head: right, down and away as the camera sees it."""
+    rotate: Annotated[str | None, tyro.conf.arg(metavar="DEG")] = None
+    """Turn the light about the vertical: 90 brings what was ahead to the right; 30/s goes on turning; 90,30/s both."""
+    exposure: float = 0.0
+    """Stops brighter (or, negative, darker) than the meter says."""
+    path_traced: bool = False
+    """Trace paths with Mitsuba: slower, and the reference."""
+    samples: int = 64
+    """Paths per pixel."""
+    view: Literal["camera", "turntable"] = "camera"
+    """`turntable` turns the head once around, every six seconds."""
+    frames: Annotated[str | None, tyro.conf.arg(metavar="A:B")] = None
+    """Frames A up to, not including, B of the result; either side may be left out."""
+    renders: bool = False
+    """Also write renders/00000.png... (RGBA, straight alpha)."""
+    size: int = 512
+    """Height of the pictures in pixels."""
+
+    def run(self) -> int:
+        """Runs the command; the exit status."""
+        point, frames, (rotate, sweep) = parse_point(self.point), parse_frames(self.frames), parse_turn(self.rotate)
+        if self.size < 32:
+            _refuse(f"--size must be at least 32 pixels, not {self.size}.")
+        use_compilation_cache()
+        from facejax.apps.relight import RelightConfig, relight_folder
+
+        config = RelightConfig(
+            view=self.view,
+            frames=frames,
+            size=self.size,
+            rotate=rotate,
+            sweep=sweep,
+            exposure=self.exposure,
+            path_traced=self.path_traced,
+            samples=self.samples,
+        )
+        with show_progress() as progress:
+            rows = relight_folder(
+                self.folder,
+                self.out,
+                env=self.env,
+                sh=self.sh,
+                point=point,
+                config=config,
+                renders=self.renders,
+                progress=progress,
+            )
+        print_summary(rows, f"{self.folder} -> {self.out}")
+        return 0
+
+
+@dataclasses.dataclass(frozen=True)
 class Doctor:
     """Say which devices, assets, Mitsuba variant and codecs are there, and how to get what is missing."""
 
@@ -165,10 +230,219 @@ class Assets:
         return self.action.run()
 
 
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Train a recipe. `facejax train --list` shows them; `facejax train RECIPE --help` every field of its config."""
+
+    recipe: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RECIPE")] = ""
+    """A name from `facejax train --list`, or a .py file with a recipe of your own."""
+    preset: str = "small"
+    """Which of the recipe's configs to start from."""
+    data: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Data folder."""
+    out: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
+    """Folder of the run, or a gs:// address."""
+    resume: bool = False
+    """Go on from the last checkpoint in RUN; from the start where there is none."""
+    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD=VALUE"), tyro.conf.UseAppendAction] = ()
+    """Change a field of the config, as --set run.batch=32; may be given many times."""
+    make_data: bool = False
+    """First write the recipe's own data to DIR, where it can make them and DIR is not there yet."""
+    list: bool = False
+    """Show recipes and presets: command, hardware, time and score."""
+    distributed: bool = False
+    """Join the other hosts of a TPU pod or cluster, which JAX finds by itself."""
+    coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
+    """Join hosts that JAX cannot find: the first one's address, with --hosts and --host."""
+    hosts: int = 1
+    """How many processes there are in all."""
+    host: int = 0
+    """Number of this one, from 0."""
+
+    def run(self) -> int:
+        """Runs the command; the exit status: 143 or 130 when a signal ended it after a save."""
+        if self.list:
+            from facejax.training.listing import recipe_list
+
+            print(recipe_list())
+            return 0
+        data, out = self.data, self.out
+        if not self.recipe or data is None or out is None:
+            return _fail(
+                2, "facejax train takes RECIPE --data DIR --out RUN; `facejax train --list` shows the recipes."
+            )
+        use_compilation_cache()
+        from facejax.data.sources import MachineError
+        from facejax.training import find_recipe, join_hosts, override, preset_of, train
+
+        kind = find_recipe(self.recipe)
+        recipe = kind(override(preset_of(kind, self.preset).config, self.set))
+        if self.distributed or self.coordinator:
+            join_hosts(self.coordinator, self.hosts, self.host)
+        if self.make_data and not data.exists():
+            recipe.write_data(data)
+        try:
+            with show_progress() as progress:
+                outcome = train(
+                    recipe,
+                    data,
+                    out,
+                    preset=self.preset,
+                    resume=self.resume,
+                    progress=progress,
+                    say=lambda line: print(line, file=sys.stderr, flush=True),
+                )
+        except MachineError as error:
+            return _fail(1, str(error))
+        if not outcome.finished:
+            return _fail(
+                130 if outcome.stopped_by == "SIGINT" else 143,
+                f"stopped by {outcome.stopped_by} after step {outcome.step}, all of it saved; --resume goes on.",
+            )
+        rows: list[Row] = [(name, value, None) for name, value in outcome.scores.items()]
+        print_summary([*rows, ("best step", outcome.best_step, None)], f"{self.recipe} -> {out}")
+        return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointsList:
+    """Show the pinned checkpoints on this machine, and what each reaches."""
+
+    def run(self) -> int:
+        """Runs the command; the exit status."""
+        from facejax.data.checkpoints import pinned, read_manifest
+
+        for name, folder in pinned().items():
+            manifest = read_manifest(folder)
+            values = ", ".join(f"{k} {v['value']:.4g}" for k, v in manifest["evaluation"]["values"].items())
+            size = sum(file["bytes"] for file in manifest["files"].values()) / 1e6
+            print(f"{name}: {manifest['recipe']}, {size:.2f} MB, {values}\n  {folder}")
+        return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointsVerify:
+    """Compare every file of a checkpoint, or of a complete run, with its manifest."""
+
+    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
+    """A name from `facejax checkpoints list`, or a folder."""
+
+    def run(self) -> int:
+        """Runs the command; the exit status."""
+        from facejax.data.checkpoints import find_checkpoint, verify
+
+        folder = find_checkpoint(self.name)
+        print(f"{folder}: {len(verify(folder)['files'])} files are as they were written")
+        return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointsFetch:
+    """Take a pinned checkpoint from a folder, a .zip or an https:// address of one, check it, and install it."""
+
+    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
+    """What to call it here."""
+    source: Annotated[str, tyro.conf.arg(name="from", metavar="WHERE")]
+    """Folder, .zip or https:// address."""
+    sha256: str | None = None
+    """Of its manifest.json, as published."""
+
+    def run(self) -> int:
+        """Runs the command; the exit status."""
+        from facejax.data.checkpoints import fetch
+
+        print(f"{self.name} is installed: {fetch(self.name, self.source, self.sha256)}")
+        return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointsPin:
+    """Make a pinned checkpoint of a complete run: network, evaluation data, and the numbers it reaches on them."""
+
+    run_folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """Folder of the run."""
+    data: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """Data folder that it was trained on."""
+    out: Annotated[Path, tyro.conf.arg(metavar="NAME")]
+    """Folder to write; its name is the checkpoint's."""
+    examples: int = 64
+    """How many test examples to bring along."""
+    tolerance: float = 0.01
+    """Relative tolerance of every number, at most 0.02."""
+
+    def run(self) -> int:
+        """Runs the command; the exit status."""
+        from facejax.evaluation.reproduce import pin
+
+        pin(self.run_folder, self.data, self.out, examples=self.examples, tolerance=self.tolerance)
+        print(f"{self.out} is written; `facejax reproduce {self.out}` measures it again")
+        return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointsExport:
+    """Write a checkpoint's network as .safetensors."""
+
+    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
+    """A name from `facejax checkpoints list`, or a folder of a complete run."""
+    out: Annotated[Path, tyro.conf.arg(metavar="FILE")]
+    """File to write."""
+
+    def run(self) -> int:
+        """Runs the command; the exit status."""
+        from facejax.data.checkpoints import export_safetensors, find_checkpoint
+
+        print(f"{self.out}: {export_safetensors(find_checkpoint(self.name), self.out)} arrays")
+        return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoints:
+    """List, verify, fetch, pin or export trained networks."""
+
+    action: (
+        Annotated[CheckpointsList, tyro.conf.subcommand("list")]
+        | Annotated[CheckpointsVerify, tyro.conf.subcommand("verify")]
+        | Annotated[CheckpointsFetch, tyro.conf.subcommand("fetch")]
+        | Annotated[CheckpointsPin, tyro.conf.subcommand("pin")]
+        | Annotated[CheckpointsExport, tyro.conf.subcommand("export")]
+    )
+
+    def run(self) -> int:
+        """Runs the command; the exit status."""
+        return self.action.run()
+
+
+@dataclasses.dataclass(frozen=True)
+class Reproduce:
+    """Measure a pinned checkpoint again, on the data that it brings, and compare every number with the recorded one."""
+
+    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
+    """A name from `facejax checkpoints list`, or a folder."""
+
+    def run(self) -> int:
+        """Runs the command; the exit status is 1 when a number is off by more than its tolerance."""
+        use_compilation_cache()
+        from facejax.evaluation.reproduce import reproduce
+
+        compared = reproduce(self.name)
+        for row in compared:
+            word = "agrees" if row.agrees else "DIFFERS"
+            print(
+                f"{row.name}: {row.measured:.6g} here, {row.recorded:.6g} recorded, "
+                f"tolerance {100 * row.tolerance:g} %: {word}"
+            )
+        return 0 if all(row.agrees for row in compared) else 1
+
+
 Command = (
     Annotated[Track, tyro.conf.subcommand("track")]
     | Annotated[Assets, tyro.conf.subcommand("assets")]
     | Annotated[Demo, tyro.conf.subcommand("demo")]
+    | Annotated[Relight, tyro.conf.subcommand("relight")]
+    | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Checkpoints, tyro.conf.subcommand("checkpoints")]
+    | Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
 )
 
@@ -183,6 +457,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"facejax {facejax.__version__}")
         return 0
     try:
+        if arguments[:1] == ["train"] and {"-h", "--help"} & {*arguments}:
+            _show_fields(arguments[1:])
         command = parse(arguments)
         return command.run()
     except KeyboardInterrupt as stopped:
@@ -197,7 +473,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(*explained)
 
 
-def parse(arguments: Sequence[str]) -> Track | Assets | Demo | Doctor:
+def parse(arguments: Sequence[str]) -> Track | Assets | Demo | Relight | Train | Checkpoints | Reproduce | Doctor:
     """The command that these arguments name; prints usage and raises `SystemExit` where they name none."""
     return tyro.cli(
         Command,  # type: ignore[arg-type]
@@ -206,6 +482,16 @@ def parse(arguments: Sequence[str]) -> Track | Assets | Demo | Doctor:
         description="Track, relight and learn 3D faces from ordinary video. `facejax --version` prints the version.",
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
     )
+
+
+def _show_fields(arguments: Sequence[str]) -> None:
+    """`facejax train RECIPE --help` begins with every field of the recipe's config."""
+    names = [word for word in arguments[:1] if not word.startswith("-")]
+    if names:
+        from facejax.training.listing import config_help
+
+        presets = [after for word, after in itertools.pairwise(arguments) if word == "--preset"]
+        print(config_help(names[0], *presets[:1]))
 
 
 @contextlib.contextmanager
@@ -240,6 +526,36 @@ def parse_frames(text: str | None) -> tuple[int, int | None] | None:
     if end is not None and end <= start:
         _refuse(f"--frames takes A:B with 0 <= A < B (either may be left out), not {text!r}.")
     return start, end
+
+
+def parse_point(text: str | None) -> tuple[float, float, float] | None:
+    """(x, y, z) in metres from "x,y,z"; `InputError` unless it is three finite numbers."""
+    if text is None:
+        return None
+    try:
+        x, y, z = (float(part) for part in text.split(","))
+    except ValueError:
+        x = y = z = math.nan
+    if not all(map(math.isfinite, (x, y, z))):
+        _refuse(f"--point takes three numbers x,y,z in metres, not {text!r}.")
+    return x, y, z
+
+
+def parse_turn(text: str | None) -> tuple[float, float]:
+    """(degrees, degrees per second) from "DEG", "DEG/s" or "DEG,DEG/s"; `InputError` when it is none of them."""
+    angle = speed = 0.0
+    for part in (text or "0").split(",", 1):
+        try:
+            value = float(part.removesuffix("/s"))
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            _refuse(f"--rotate takes degrees, as 90, 30/s or 90,30/s, not {text!r}.")
+        if part.endswith("/s"):
+            speed = value
+        else:
+            angle = value
+    return angle, speed
 
 
 def explain(error: Exception) -> tuple[int, str] | None:
