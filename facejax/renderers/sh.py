@@ -146,11 +146,34 @@ def irradiance(normals: Float[Array, "*n 3"], light: Float[Array, "b 3"]) -> Flo
     return jnp.matmul(irradiance_basis(normals, math.isqrt(light.shape[0])), light, precision=_HIGHEST)
 
 
+def mirror_direction(normals: Float[Array, "*n 3"], to_eye: Float[Array, "*n 3"]) -> Float[Array, "*n 3"]:
+    """Where a mirror with these unit normals shows the viewer its light from: 2 (n . v) n - v."""
+    return 2 * jnp.sum(normals * to_eye, axis=-1, keepdims=True) * normals - to_eye
+
+
+def filtered_light(
+    directions: Float[Array, "*n 3"], light: Float[Array, "b 3"], kernel: Float[ArrayLike, "*#n l"]
+) -> Float[Array, "*n 3"]:
+    """Light blurred by a zonal kernel, read in unit directions: the sum of kernel_l L_lm Y_lm(direction).
+
+    kernel: one value per band, the same everywhere (l,) or per direction (*n, l); as many bands of the light are used
+    as it has. Linear in the light; negative where blurred light is, and not cut off.
+    """
+    kernel = jnp.asarray(kernel)
+    bands = kernel.shape[-1]
+    if light.shape[0] < bands**2:
+        raise InputError(
+            f"A kernel of {bands} bands needs a light of at least {bands**2} coefficients, got {light.shape[0]}."
+        )
+    band_of = np.repeat(np.arange(bands), 2 * np.arange(bands) + 1)
+    return jnp.matmul(sh_basis(directions, bands) * kernel[..., band_of], light[: bands**2], precision=_HIGHEST)
+
+
 def reflection_basis(
     normals: Float[Array, "*n 3"], to_eye: Float[Array, "*n 3"], roughness: Float[Array, "*n"], bands: int
 ) -> Float[Array, "*n b"]:
     """Light arriving from the mirror direction, blurred by a lobe of width `roughness` (alpha), per coefficient."""
-    mirror = 2 * jnp.sum(normals * to_eye, axis=-1, keepdims=True) * normals - to_eye
+    mirror = mirror_direction(normals, to_eye)
     band_of = np.repeat(np.arange(bands), 2 * np.arange(bands) + 1)
     return sh_basis(mirror, bands) * roughness_kernel(roughness, bands)[..., band_of]
 
