@@ -19,7 +19,10 @@ from facejax.renderers.microfacet import (
     smith_g1,
     specular_brdf,
     specular_from_cosines,
- = pytest.mark.parametrize("distribution", ["ggx", "beckmann"])
+)
+from facejax.renderers.sh import lobe_kernel
+
+BOTH = pytest.mark.parametrize("distribution", ["ggx", "beckmann"])
 UP = np.array([0, 0, 1], np.float32)
 
 
