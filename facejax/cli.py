@@ -155,14 +155,14 @@ class Relight:
     sh: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Light from spherical harmonics: (bands squared, 3) numbers as .npy, .npz, .json or .txt."""
     point: Annotated[str | None, tyro.conf.arg(metavar="x,y,z")] = None
-    """Light from a small lamp, metres from the middle of the head: right, down and away as the camera sees it."""
+    """Light from a white bulb, metres from the middle of the head: right, down and away as the camera sees it."""
     rotate: Annotated[str | None, tyro.conf.arg(metavar="DEG")] = None
     """Turn the light about the vertical: 90 brings what was ahead to the right; 30/s goes on turning; 90,30/s both."""
     exposure: float = 0.0
     """Stops brighter (or, negative, darker) than the meter says."""
     path_traced: bool = False
     """Trace paths with Mitsuba: slower, and the reference."""
-    samples: int = 64
+    samples: int = 128
     """Paths per pixel."""
     view: Literal["camera", "turntable"] = "camera"
     """`turntable` turns the head once around, every six seconds."""

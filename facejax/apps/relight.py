@@ -32,7 +32,7 @@ from facejax.geometry.errors import InputError
 from facejax.geometry.meshes import Topology
 from facejax.geometry.records import Camera, Face, Image, Pose
 from facejax.geometry.rotations import rotvec_to_matrix
-from facejax.renderers.lights import Light, NearLights, check_light, radiance_towards, rotate_light
+from facejax.renderers.lights import Light, NearLights, check_light, radiance_towards, rotate_light, sphere_directions
 from facejax.renderers.shadows import make_shadowed_renderer
 from facejax.renderers.uv import Chart, at_texels, fill_gutter, fill_holes, gutter_chart, locate_texels, texture_chart
 
@@ -45,8 +45,10 @@ RELIT_FILES = ("relit.mp4", "preview.png", "relight.json", "renders")
 """Names that an output folder holds; the first tells a folder as ours."""
 
 _METER = 0.75
-_HIGHLIGHT = 2.0  # radiance of the skin's brightest fiftieth: above, light is turned down
+_HIGHLIGHT = 0.8  # radiance of the skin's brightest fiftieth: above, light is turned down
 _SHOULDER = 0.7
+_BULB, _BULB_LAMPS = 0.04, 12  # metres
+_FILL = 0.04
 _TURN_SECONDS = 6.0
 _TURNTABLE_DISTANCE = 1.2  # metres
 _MOST_ALBEDO = 0.9  # of what unwrapping made: highlights and background that got into a texture are above it
@@ -74,7 +76,7 @@ class RelightConfig:
     """Stops brighter than the meter says."""
     path_traced: bool = False
     """Trace paths with Mitsuba instead of rasterising with self-shadows."""
-    samples: int = 64
+    samples: int = 128
     """Paths per pixel."""
 
 
@@ -276,9 +278,10 @@ def turned_light(light: Light, degrees: float, pivot: Float[np.ndarray, "3"]) ->
 
 
 def lamp_at(point: tuple[float, float, float], plan: Plan, result: TrackResult) -> NearLights:
-    """A small white lamp at `point`, metres from the head's middle along the camera's axes (right, down, away).
+    """A white bulb of 4 cm radius, `point` metres from the head's middle along the camera's axes (right, down, away).
 
-    Raises `InputError` if it is inside the head in any of the frames shown, or nearer than a millimetre to its skin.
+    It is made of a dozen lamps, so that its shadows have soft edges. Raises `InputError` if it is inside the head in
+    any of the frames shown, or nearer than a millimetre to its skin.
     """
     if not np.isfinite(point).all():
         raise InputError(f"A lamp needs three finite coordinates in metres, got {point}.")
@@ -292,7 +295,15 @@ def lamp_at(point: tuple[float, float, float], plan: Plan, result: TrackResult) 
                 f"The lamp at {', '.join(f'{x:g}' for x in point)} m from the head's middle is inside the head, which "
                 f"is {extent} cm: move it away."
             )
-    return NearLights(positions=jnp.asarray(position[None]), intensity=jnp.ones((1, 3)))
+    around = position + _BULB * sphere_directions(_BULB_LAMPS)
+    return NearLights(positions=jnp.asarray(around), intensity=jnp.full((_BULB_LAMPS, 3), 1 / _BULB_LAMPS))
+
+
+def dim_room(lamps: NearLights, pivot: Float[np.ndarray, "3"]) -> Float[Array, "1 3"]:
+    """Even light, one coefficient, `_FILL` as strong at the head as the lamps: a room is never black around a lamp."""
+    square = jnp.sum((lamps.positions - pivot) ** 2, axis=-1, keepdims=True)
+    radiance = _FILL * jnp.sum(lamps.intensity / square, axis=0) / math.pi
+    return math.sqrt(4 * math.pi) * radiance[None]
 
 
 def inside_mesh(
@@ -316,8 +327,11 @@ def inside_mesh(
 # -- rendering --------------------------------------------------------------------------------------------------------
 
 
-Draw = Callable[[Array, Light, Pose], Array]
-"""(vertices in the head frame, light, pose) -> (h, w, 4): premultiplied radiance, and coverage."""
+Draw = Callable[..., Array]
+"""(vertices in the head frame, light, pose, dim=False) -> (h, w, 4): premultiplied radiance, and coverage.
+
+dim: such light that where its shadows fall exactly does not matter.
+"""
 
 
 def _stacked(image: Image) -> Array:
@@ -339,10 +353,10 @@ def _shadowed_draw(topology: Topology, appearance: dict[str, Array], plan: Plan)
     see_lamps = jax.jit(lambda vertices, light, pose: render.visibility_of(vertices, light, pose))
     moved = jax.jit(lambda v, before: jnp.max(jnp.sum((v - before) ** 2, axis=-1)))
 
-    def call(vertices: Array, light: Light, pose: Pose) -> Array:
+    def call(vertices: Array, light: Light, pose: Pose, dim: bool = False) -> Array:
         if isinstance(light, NearLights):
             return draw(appearance, vertices, light, pose, plan.camera, see_lamps(vertices, light, pose))
-        if not kept or float(moved(vertices, kept[0])) > _STALE**2:
+        if not kept or (not dim and float(moved(vertices, kept[0])) > _STALE**2):
             kept[:] = [vertices, see(vertices)]
         return draw(appearance, vertices, light, pose, plan.camera, kept[1])
 
@@ -359,15 +373,24 @@ def _traced_draw(topology: Topology, appearance: dict[str, Array], plan: Plan, s
     def draw(appearance: dict[str, Array], vertices: Array, light: Light, pose: Pose, camera: Camera) -> Array:
         return _stacked(render(Face(vertices=vertices, **appearance), light, pose, camera))
 
-    return lambda vertices, light, pose: draw(appearance, vertices, light, pose, plan.camera)
+    def call(vertices: Array, light: Light, pose: Pose, dim: bool = False) -> Array:
+        del dim
+        return draw(appearance, vertices, light, pose, plan.camera)
+
+    return call
 
 
 class Relighting:
-    """A tracked head under one light, metered: makes the picture of any shot of a plan."""
+    """A tracked head under one light, metered: makes the picture of any shot of a plan.
 
-    def __init__(self, result: TrackResult, light: Light, config: RelightConfig, plan: Plan) -> None:
+    fill: light that is added to it and does not turn.
+    """
+
+    def __init__(
+        self, result: TrackResult, light: Light, config: RelightConfig, plan: Plan, *, fill: Light | None = None
+    ) -> None:
         check_light(light)
-        self.light, self.plan, self._result = light, plan, result
+        self.light, self.plan, self._result, self._fill = light, plan, result, fill
         appearance = relightable(result)
         self._draw = (
             _traced_draw(result.topology, appearance, plan, config.samples)
@@ -394,8 +417,10 @@ class Relighting:
         vertices = self._result.head_vertices_at(shot.frame)
         if not (self._result.valid[shot.frame] and np.isfinite(vertices).all()):
             return np.zeros((*self.plan.size, 4), np.float32)
-        drawn = self._draw(jnp.asarray(vertices), self.light_of(shot), shot.pose)
-        return np.array(drawn, dtype=np.float32)
+        drawn = np.array(self._draw(jnp.asarray(vertices), self.light_of(shot), shot.pose), dtype=np.float32)
+        if self._fill is not None:
+            drawn[..., :3] += self._draw(jnp.asarray(vertices), self._fill, shot.pose, dim=True)[..., :3]
+        return drawn
 
 
 def relight(
@@ -472,7 +497,8 @@ def backdrop(light: Light, camera: Camera, size: tuple[int, int], factor: float)
     seen = np.minimum(seen, 4.0)
     blur = [_gaussian(len(seen), 4.0), _gaussian(seen.shape[1], 4.0)]
     seen = np.einsum("ab,bcj,dc->adj", blur[0], seen, blur[1])[edge:-edge, edge:-edge]
-    return _BACKDROP * _enlarged(seen.astype(np.float32), size)
+    behind = _BACKDROP * _enlarged(seen.astype(np.float32), size)
+    return behind / (1 + _luminance(behind)[..., None])
 
 
 _towards = jax.jit(radiance_towards)
@@ -545,6 +571,7 @@ def relight_folder(
         raise InputError(f"The output is a folder, and {Path(out).name!r} looks like a file: leave its suffix out.")
     result = TrackResult.load(folder)
     plan = plan_shots(result, config)
+    fill = None
     if env is not None:
         light: Light = load_environment(env)
     elif sh is not None:
@@ -552,11 +579,13 @@ def relight_folder(
     else:
         assert point is not None
         light = lamp_at(point, plan, result)
+        fill = dim_room(light, plan.pivot)
     with atomic_folder(out, RELIT_FILES) as target:
         report("light", 0, 1)
-        relighting = Relighting(result, light, config, plan)
+        relighting = Relighting(result, light, config, plan, fill=fill)
         report("light", 1, 1)
-        began, kept = time.perf_counter(), []
+        kept: list[tuple[Shot, np.ndarray]] = []
+        began = time.perf_counter()
         picks = {int((i + 0.5) * len(plan.shots) / 4) for i in range(4)}
 
         def frames() -> Iterator[np.ndarray]:
@@ -630,6 +659,8 @@ def preview(relighting: Relighting, kept: list[tuple[Shot, np.ndarray]]) -> UInt
             ball[..., :3] *= relighting.factor
             top = shown.shape[0] - margin - side
             corner = picture[top : top + side, margin : margin + side]
-            corner[...] = composed(ball, srgb_to_linear(corner.astype(np.float32) / 255))
+            alpha = ball[..., 3:]
+            colour = alpha * tone(ball[..., :3] / np.maximum(alpha, 1e-4))
+            corner[...] = linear_to_srgb_bytes(colour + (1 - alpha) * srgb_to_linear(corner.astype(np.float32) / 255))
         pictures.append(picture)
     return np.concatenate(pictures, axis=1)
