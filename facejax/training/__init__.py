@@ -2,6 +2,7 @@
 
 from facejax.training.config import Config, Machine, Run, override
 from facejax.training.engine import NonFiniteLossError, Outcome, make_step, train
+from facejax.training.hosts import join_hosts
 from facejax.training.networks import Pure
 from facejax.training.recipe import Preset, Recipe, Terms, find_recipe, preset_of, recipe_names
 
@@ -16,6 +17,7 @@ __all__ = [
     "Run",
     "Terms",
     "find_recipe",
+    "join_hosts",
     "make_step",
     "override",
     "preset_of",

@@ -14,7 +14,7 @@ import contextlib
 import errno
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -124,49 +124,73 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Any, score: str = "") -> None:
-        """score: the metric that says which is best, lower is better; without it only the last is kept."""
+        """score: the name of the score that says which is best, lower is better."""
         import orbax.checkpoint as ocp
-        from orbax.checkpoint import checkpoint_managers as policies
 
-        self._ocp, self._folder = ocp, folder
-        best = policies.BestN(
-            get_metric_fn=lambda metrics: metrics[score], reverse=True, n=1, keep_checkpoints_without_metrics=False
-        )
+        self._ocp, self._folder, self._score = ocp, folder, score
+        self._scores: dict[int, dict[str, float]] = {}
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(1), *([best] if score else [])]),
-            best_fn=(lambda metrics: metrics[score]) if score else None,  # without it metrics are not written
-            best_mode="min",
+            preservation_policy=_Keep(lambda: (self.best(), self.last())),
             cleanup_tmp_directories=True,
             enable_async_checkpointing=True,
         )
-        self._manager = ocp.CheckpointManager(folder, options=options, item_names=("state", "position"))
-        self._score = score
+        self._manager = ocp.CheckpointManager(folder, options=options, item_names=("state", "about"))
+        self._read_scores()
+
+    def _read_scores(self) -> None:
+        """Recalls the scores of earlier checkpoints, and ends the removal of those that a kill left half removed."""
+        for step in self._manager.all_steps():
+            try:
+                self._scores[step] = self._about(step)["scores"]
+            except InputError:
+                if step == self.last():
+                    raise
+        if jax.process_count() == 1:
+            for step in set(self._manager.all_steps()) - {self.best(), self.last()}:
+                self._manager.delete(step)
 
     def last(self) -> int | None:
-        """Step of the last whole checkpoint."""
+        """Step of the last checkpoint."""
         return self._manager.latest_step()
 
     def best(self) -> int | None:
         """Step of the best checkpoint that was evaluated; the last one where none was."""
-        scores = {step: self.scores(step).get(self._score) for step in self._manager.all_steps()}
-        known = {step: score for step, score in scores.items() if score is not None}
-        return min(known, key=lambda step: known[step]) if known else self.last()
+        known = {step: self._scores.get(step, {}).get(self._score) for step in self._manager.all_steps()}
+        scored = {step: score for step, score in known.items() if score is not None}
+        return min(scored, key=lambda step: scored[step]) if scored else self.last()
 
     def scores(self, step: int) -> dict[str, float]:
         """What the evaluation at a checkpoint's step gave; empty where there was none."""
-        return dict(self._manager.metrics(step) or {}) if step in self._manager.all_steps() else {}
+        return dict(self._scores.get(step, {}))
 
-    def save(self, step: int, state: PyTree, position: int, metrics: dict[str, float] | None = None) -> None:
+    def save(self, step: int, state: PyTree, position: int, scores: dict[str, float] | None = None) -> None:
         """Begins to write a checkpoint and returns when its arrays are copied off the devices.
 
         Waits for the one before it to be whole. `MachineError` when that one found the disk full.
         """
-        ocp = self._ocp
-        arguments = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), position=ocp.args.JsonSave({"position": position})
-        )
+        ocp, self._scores[step] = self._ocp, scores or {}
+        about = {"position": position, "scores": self._scores[step]}
         with explained(self._folder, self.last):
-            self._manager.save(step, args=arguments, metrics=metrics, force=True)
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about)),
+                force=True,
+            )
+
+    def _about(self, step: int) -> dict[str, Any]:
+        arguments = self._ocp.args.Composite(about=self._ocp.args.JsonRestore())
+        try:
+            about = self._manager.restore(step, args=arguments)["about"]
+            return {"position": int(about["position"]), "scores": dict(about["scores"])}
+        except Exception as error:
+            raise self._altered(step) from error
+
+    def _altered(self, step: int) -> InputError:
+        others = [s for s in self._manager.all_steps() if s != step]
+        go_on = f"remove it to go on from step {max(others)}" if others else "it is the only one: start a new run"
+        return InputError(
+            f"The checkpoint {self._folder}/{step} was altered, truncated or is of another model; {go_on}."
+        )
 
     def check(self) -> None:
         """Raises what went wrong with a save in the background."""
@@ -179,17 +203,16 @@ class Checkpoints:
         The mesh may be another than the one that saved. `InputError` for a checkpoint that is not whole, or of another
         model.
         """
-        ocp, step = self._ocp, self.last() if step is None else step
-        arguments = ocp.args.Composite(state=ocp.args.StandardRestore(like), position=ocp.args.JsonRestore())
+        step = self.last() if step is None else step
+        if step is None:
+            raise InputError(f"{self._folder} holds no checkpoint yet.")
+        arguments = self._ocp.args.Composite(state=self._ocp.args.StandardRestore(like))
         try:
-            found = self._manager.restore(step, args=arguments)
-            return found["state"], int(found["position"]["position"])
+            return self._manager.restore(step, args=arguments)["state"], self._about(step)["position"]
+        except InputError:
+            raise
         except Exception as error:
-            others = [s for s in self._manager.all_steps() if s != step]
-            go_on = f"remove it to go on from step {max(others)}" if others else "it is the only one: start a new run"
-            raise InputError(
-                f"The checkpoint {self._folder}/{step} was altered, truncated or is of another model; {go_on}."
-            ) from error
+            raise self._altered(step) from error
 
     def wait(self) -> None:
         """Returns when the last save is whole on the disk."""
@@ -200,3 +223,15 @@ class Checkpoints:
         """Lets go of threads, after the save that may be under way."""
         with explained(self._folder, self.last):
             self._manager.close()
+
+
+class _Keep:
+    """Tells orbax which checkpoints to keep."""
+
+    def __init__(self, steps: Callable[[], tuple[int | None, ...]]) -> None:
+        self._steps = steps
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        del context
+        kept = self._steps()
+        return [info.step in kept for info in checkpoints]
