@@ -52,9 +52,9 @@ _FILL = 0.04
 _TURN_SECONDS = 6.0
 _TURNTABLE_DISTANCE = 1.2  # metres
 _MOST_ALBEDO = 0.9  # of what unwrapping made: highlights and background that got into a texture are above it
-_BLUER = 0.9  # of ln(blue / red) against the skin's own
+_BLUER = 0.75  # of ln(blue / red) against the skin's own
 _STALE = 1.5e-3  # metres that a vertex may move before visibility is found anew
-_SEEN = (0.06, 0.3)  # squared cosine at which a texel's colour begins to be trusted, and is fully
+_SEEN = (0.12, 0.4)  # squared cosine at which a texel's colour begins to be trusted, and is fully
 _BACKDROP = 0.6  # of the light behind the head: dimmed, so that the eye goes to the face
 
 
@@ -216,7 +216,7 @@ def relightable(result: TrackResult) -> dict[str, Array]:
 
 
 def _foreign(result: TrackResult, chart: Chart, view: np.ndarray) -> np.ndarray:
-    """(size, size) bool: skin that took its colour from what is behind the head, by its hue, with two texels around it.
+    """(size, size) bool: skin that took its colour from what is behind the head, by its hue, with three texels around it.
 
     Where the mesh reaches beyond the person (ears, neck, shoulders) unwrapping paints the background on it. Skin, hair
     and grey cloth are never that much bluer than the skin seen face on; a blue shirt is, so what was seen well is kept.
@@ -230,7 +230,7 @@ def _foreign(result: TrackResult, chart: Chart, view: np.ndarray) -> np.ndarray:
     flat = np.zeros(size * size, dtype=bool)
     flat[chart.texels] = skin & (view < 0.6) & (blue - usual > _BLUER)
     mask = flat.reshape(size, size)
-    for _ in range(2):
+    for _ in range(3):
         padded = np.pad(mask, 1)
         mask = padded[1:-1, 1:-1] | padded[2:, 1:-1] | padded[:-2, 1:-1] | padded[1:-1, 2:] | padded[1:-1, :-2]
     return mask
