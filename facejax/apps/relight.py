@@ -216,7 +216,7 @@ def relightable(result: TrackResult) -> dict[str, Array]:
 
 
 def _foreign(result: TrackResult, chart: Chart, view: np.ndarray) -> np.ndarray:
-    """(size, size) bool: skin that took its colour from what is behind the head, by its hue, with three texels around it.
+    """(size, size) bool: skin that took its colour from behind the head, by its hue, with three texels around it.
 
     Where the mesh reaches beyond the person (ears, neck, shoulders) unwrapping paints the background on it. Skin, hair
     and grey cloth are never that much bluer than the skin seen face on; a blue shirt is, so what was seen well is kept.

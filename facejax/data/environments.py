@@ -101,7 +101,7 @@ def save_environment(path: Path | str, environment: Environment) -> None:
 
     if mi.variant() is None:
         mi.set_variant("scalar_rgb")
-    bitmap = mi.Bitmap(np.ascontiguousarray(radiance))
+    bitmap = mi.Bitmap(np.array(radiance, order="C"))  # a copy: Mitsuba takes no read-only array
     if path.suffix.lower() == ".exr" and radiance.max() < 65_000:  # the largest 16-bit float
         bitmap = bitmap.convert(mi.Bitmap.PixelFormat.RGB, mi.Struct.Type.Float16, srgb_gamma=False)
     with atomic_write(path) as temporary:
