@@ -3,7 +3,14 @@
 import os
 from pathlib import Path
 
+import jax
 import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compiled programs are kept between tests, workers and runs: most of the suite's time is compilation."""
+    jax.config.update("jax_compilation_cache_dir", str(config.rootpath / ".pytest_cache" / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
 def assets_folder() -> Path | None:
