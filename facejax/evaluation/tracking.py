@@ -88,9 +88,8 @@ def evaluate_picture(
     """PSNR and SSIM of the tracked head's rendering against the video, means over frames, sRGB values.
 
     Compared where the rendering covers whole pixels (rims are mixed with what is behind) inside the landmarks' convex
-    hull; `hull_coverage` is the
-    share of the hull that is covered. Controls: `..._without_texture` (the albedo of the skin prior under the same
-    light) and `..._mean_colour` (each frame's own mean colour, everywhere).
+    hull; `hull_coverage` is the share of the hull that is covered. Controls: `..._without_texture` (the albedo of the
+    skin prior under the same light) and `..._mean_colour` (each frame's own mean colour, everywhere).
 
     frames: numbers within the result, e.g. those withheld from the texture; by default up to `max_frames` valid ones,
     evenly spaced. size: the longer side of the pictures compared; smaller videos are not enlarged.

@@ -48,14 +48,11 @@ def crop_image(frame: np.ndarray, box: np.ndarray, size: int, blur: float = 0.0)
 
 
 def detail(picture: Float[np.ndarray, "h w 3"], radii_px: tuple[float, ...]) -> Float[np.ndarray, "h w c"]:
-    """Luminance minus its Gaussian mean, over its local standard deviation: what is left of a face without its
-    lighting.
+    """Luminance minus its Gaussian mean, over its local standard deviation: a face without its lighting.
 
     radii_px: standard deviations of the Gaussian, one channel each; finer detail than a fifth of the radius is
-    blurred away,
-    so that the largest pulls from furthest. Shading, cast shadows and exposure are smooth or local gains and drop
-    out; brows,
-    lips, lids, moles and stubble stay. About in [-2, 2]; contrasts under 0.02 fade to 0.
+    blurred away, so that the largest pulls from furthest. Shading, cast shadows and exposure are smooth or local gains
+    and drop out; brows, lips, lids, moles and stubble stay. About in [-2, 2]; contrasts under 0.02 fade to 0.
     """
     grey = picture @ np.array([0.299, 0.587, 0.114], np.float32)
     channels = []

@@ -2,10 +2,8 @@
 picture there.
 
 It is the same composition as `render` without the pixels in between (Dib et al. 2021, eq. 7): exact derivatives for
-motion,
-shape, light and colour, none for silhouettes, at a hundredth of the cost. Which points a frame sees, and how light of
-each
-spherical-harmonic coefficient reaches the eye from them, is found once before a stage and held during it.
+motion, shape, light and colour, none for silhouettes, at a hundredth of the cost. Which points a frame sees, and how
+light of each spherical-harmonic coefficient reaches the eye from them, is found once before a stage and held during it.
 """
 
 import jax

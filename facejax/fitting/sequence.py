@@ -93,15 +93,13 @@ def fit_sequence(
         floats in [0, 1], sRGB-encoded; or what `open_video` returned.
     params: the head, from `load_model`.
     landmarks: MediaPipe's 478 points per frame: a `Landmarks`, an array (F, 478, 2 or 3) in pixels with NaN where
-    missing,
-        or the path of an `.npz` with them. By default the detector runs (extra `landmarks`, asset `face-landmarker`).
+        missing, or the path of an `.npz` with them. By default the detector runs (extra `landmarks`, asset
+        `face-landmarker`).
     intrinsics: (fx, fy, cx, cy) in pixels, or the 3x3 matrix. Unknown: one focal length is solved for, the principal
-    point
-        is the centre of the image.
+        point is the centre of the image.
     masks: pixels to ignore: a folder of one image per frame (not zero: ignore).
     identity: an earlier result (or its folder) of the same person and model whose shape, skin, texture and focal
-    length are
-        held.
+        length are held.
     face: which of several faces, by size in the first frame that shows any. frames: (first, one past the last).
     ipd_mm: the person's interpupillary distance, which makes all lengths metric; otherwise the model's prior decides
     scale.
@@ -572,8 +570,7 @@ class _Fit:
         """Unwrap key frames through the fitted head into the shared texture, then add what its renders still lack.
 
         Each further round renders the key frames, unwraps the ratio of picture to render and multiplies it in
-        (iterative
-        back-projection): resampling blurs, and this takes most of the blur back.
+        (iterative back-projection): resampling blurs, and this takes most of the blur back.
         """
         size, head = self.config.texture_size_for_preset, self.head
         chart = texture_chart(head.topology, size)
