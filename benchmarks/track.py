@@ -34,6 +34,8 @@ from facejax.models.landmark_names import (
     EYE_LEFT_UPPER,
     EYE_RIGHT_UPPER,
     INNER_FACE,
+    IRIS_LEFT,
+    IRIS_RIGHT,
     LIPS,
 )
 from facejax.models.morphable import MorphableHead
@@ -205,6 +207,8 @@ def measure_truth(folder: Path, head: MorphableHead, preset: str, assets: Path) 
         "focal_known": (seen, truth.intrinsics),
         "exact_landmarks": (truth.landmarks, truth.intrinsics),
     }
+    iris = np.array([IRIS_LEFT[0], IRIS_RIGHT[0]])
+    ipd_mm = float(1e3 * np.linalg.norm(np.subtract(*truth.landmarks_neutral[iris])))
     report: dict[str, Any] = {
         "pnp_of_true_shape": {
             "detector": rigid_points_control(truth, seen.points),
@@ -212,7 +216,7 @@ def measure_truth(folder: Path, head: MorphableHead, preset: str, assets: Path) 
         }
     }
     for name, (points, intrinsics) in cases.items():
-        result = fit_sequence(clip, head, landmarks=points, intrinsics=intrinsics, config=config)
+        result = fit_sequence(clip, head, landmarks=points, intrinsics=intrinsics, ipd_mm=ipd_mm, config=config)
         focal = {"focal_px": float(result.intrinsics[0, 0]), "true_focal_px": float(truth.intrinsics[0, 0])}
         report[name] = {**evaluate_truth(result, truth), **focal}
         say(f"truth, {name}: rotation {report[name]['rotation']['mean_degrees']:.2f} degrees, "
@@ -234,6 +238,8 @@ def truth_rows(m: dict[str, Any]) -> list[Row]:
         rows += [
             (f"narrow face (mm), {name}", surface["narrow_face_mm"], mean_head, "<= 1.5" if goals else ""),
             (f"ratio to mean head, {name}", surface["ratio"], "1 mean head", "<= 0.65" if goals else ""),
+            (f"the same, size from the eyes' distance (mm), {name}", surface["metric_narrow_face_mm"],
+             f"{surface['metric_mean_head_mm']:.3g} mean head, its own size", ""),
             (f"rotation (degrees), {name}", case["rotation"]["mean_degrees"], "", "<= 1" if goals else ""),
             (f"focal length over true, {name}", case["focal_px"] / case["true_focal_px"], "", ""),
             (f"blink amplitude, {name}", blink["amplitude"], "0 dead face", ">= 0.9" if goals else ""),
