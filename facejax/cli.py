@@ -178,6 +178,10 @@ class Relight:
         point, frames, (rotate, sweep) = parse_point(self.point), parse_frames(self.frames), parse_turn(self.rotate)
         if self.size < 32:
             _refuse(f"--size must be at least 32 pixels, not {self.size}.")
+        if self.samples < 1:
+            _refuse(f"--samples must be at least 1 path per pixel, not {self.samples}.")
+        if not abs(self.exposure) <= 30:
+            _refuse(f"--exposure must be stops between -30 and 30, not {self.exposure:g}.")
         use_compilation_cache()
         from facejax.apps.relight import RelightConfig, relight_folder
 

@@ -121,7 +121,7 @@ def plan_shots(result: TrackResult, config: RelightConfig) -> Plan:
     turn = [config.rotate + config.sweep * i / fps for i in range(max(len(ids), _turn_frames(fps)))]
     if config.view == "camera":
         window = face_window(result, max_height=config.size)
-        window = dataclasses.replace(window, size=_even(config.size, config.size * window.width / window.height))
+        window = dataclasses.replace(window, size=_even(float(config.size), config.size * window.width / window.height))
         crop = jnp.array([window.left, window.top, window.width, window.height], dtype=jnp.float32)
         return Plan(
             shots=tuple(Shot(frame=k, pose=result.pose(k), turn=turn[i]) for i, k in enumerate(ids)),
@@ -131,7 +131,7 @@ def plan_shots(result: TrackResult, config: RelightConfig) -> Plan:
             window=window,
             pivot=head_middle(result, ids),
         )
-    size = _even(config.size, config.size)
+    size = _even(float(config.size), float(config.size))
     count = max(len(ids), _turn_frames(fps))
     turns = max(1, round(count / _turn_frames(fps)))
     there_and_back = [*ids, *ids[-2:0:-1]]
@@ -163,6 +163,7 @@ def _turn_frames(fps: float) -> int:
 
 
 def _even(height: float, width: float) -> tuple[int, int]:
+    """As video encoders want a picture's (height, width)."""
     return max(2, 2 * round(height / 2)), max(2, 2 * round(width / 2))
 
 
@@ -251,13 +252,20 @@ def _best_view(result: TrackResult, chart: Chart, count: int = 8) -> np.ndarray:
     crop = jnp.array([window.left, window.top, window.width, window.height], dtype=jnp.float32)
     camera = crop_camera(result.camera, crop, window.size)
     triangles, weights = jnp.asarray(chart.triangles), jnp.asarray(chart.weights)
-
-    @jax.jit
-    def look(vertices: Array, pose: Pose, triangles: Array, weights: Array) -> Array:
-        return locate_texels(vertices, pose, camera, result.faces, window.size, triangles, weights)[1]
-
-    views = (look(jnp.asarray(result.head_vertices_at(int(k))), result.pose(int(k)), triangles, weights) for k in picks)
+    look = _look(result.topology, window.size)
+    views = (
+        look(jnp.asarray(result.head_vertices_at(int(k))), result.pose(int(k)), camera, triangles, weights)
+        for k in picks
+    )
     return functools.reduce(np.maximum, map(np.asarray, views))
+
+
+@functools.lru_cache(maxsize=4)
+def _look(topology: Topology, size: tuple[int, int]) -> Callable[..., Array]:
+    def look(vertices: Array, pose: Pose, camera: Camera, triangles: Array, weights: Array) -> Array:
+        return locate_texels(vertices, pose, camera, topology.faces, size, triangles, weights)[1]
+
+    return jax.jit(look)
 
 
 # -- light ------------------------------------------------------------------------------------------------------------
@@ -338,25 +346,33 @@ def _stacked(image: Image) -> Array:
     return jnp.concatenate([image.colour, image.coverage[..., None]], axis=-1)
 
 
-def _shadowed_draw(topology: Topology, appearance: dict[str, Array], plan: Plan) -> Draw:
-    """Rasterised, with cast shadows. Who sees which part of the sky is found anew where a face has changed."""
-    render = make_shadowed_renderer(topology, plan.size)
-    kept: list[Array] = []  # vertices, and their table
+@functools.lru_cache(maxsize=4)
+def _compiled(topology: Topology, size: tuple[int, int]) -> tuple[Callable[..., Array], Callable[..., Array]]:
+    """(draw, see) of the shadowed renderer, compiled once per mesh and size of the picture."""
+    render = make_shadowed_renderer(topology, size)
 
-    @jax.jit
     def draw(
         appearance: dict[str, Array], vertices: Array, light: Light, pose: Pose, camera: Camera, seen: Array
     ) -> Array:
         return _stacked(render(Face(vertices=vertices, **appearance), light, pose, camera, visibility=seen))
 
-    see = jax.jit(lambda vertices: render.visibility_of(vertices))
-    see_lamps = jax.jit(lambda vertices, light, pose: render.visibility_of(vertices, light, pose))
-    moved = jax.jit(lambda v, before: jnp.max(jnp.sum((v - before) ** 2, axis=-1)))
+    return jax.jit(draw), jax.jit(render.visibility_of)
+
+
+@jax.jit
+def _moved(vertices: Array, before: Array) -> Array:
+    return jnp.sqrt(jnp.max(jnp.sum((vertices - before) ** 2, axis=-1)))
+
+
+def _shadowed_draw(topology: Topology, appearance: dict[str, Array], plan: Plan) -> Draw:
+    """Rasterised, with cast shadows. Who sees which part of the sky is found anew where a face has changed."""
+    draw, see = _compiled(topology, plan.size)
+    kept: list[Array] = []  # vertices, and their table
 
     def call(vertices: Array, light: Light, pose: Pose, dim: bool = False) -> Array:
         if isinstance(light, NearLights):
-            return draw(appearance, vertices, light, pose, plan.camera, see_lamps(vertices, light, pose))
-        if not kept or (not dim and float(moved(vertices, kept[0])) > _STALE**2):
+            return draw(appearance, vertices, light, pose, plan.camera, see(vertices, light, pose))
+        if not kept or (not dim and float(_moved(vertices, kept[0])) > _STALE):
             kept[:] = [vertices, see(vertices)]
         return draw(appearance, vertices, light, pose, plan.camera, kept[1])
 
