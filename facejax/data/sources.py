@@ -12,7 +12,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -30,6 +30,7 @@ class MachineError(RuntimeError):
     """A run that the machine broke off (a dead process, a full disk), in one sentence that says how to go on."""
 
 
+@runtime_checkable
 class Source(Protocol):
     """Examples by number."""
 
@@ -184,7 +185,7 @@ class Batches:
     """Endless batches of a source, the same for the same seed, from any position on.
 
     Examples are shuffled anew each epoch. Batch number `position` holds the same examples however many processes share
-    the work (process p takes examples p, p + processes, ... of it), so position is all that a checkpoint has to keep,
+    the work, in the same order (process p reads the p-th part of it), so position is all that a checkpoint has to keep,
     and a run goes on with another number of processes or workers.
     """
 
@@ -216,7 +217,7 @@ class Batches:
         data = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
         if augment is not None:
             data = data.random_map(augment)
-        data = data[share.process :: share.processes].batch(batch // share.processes)[position:]
+        data = data.batch(batch // share.processes)[share.process :: share.processes][position:]
         options = grain.ReadOptions(num_threads=max(threads, 1), prefetch_buffer_size=2 * max(threads, 1))
         stream = data.to_iter_dataset(options)
         if workers > 0:

@@ -121,7 +121,7 @@ def train(
         peek, batches_ahead = _peek(batches)
         advance, names = compile_step(recipe, layout, mesh, peek)
         watch, evaluator, flops = Watch(names), Evaluator(recipe, test, mesh, run.batch), flops_of(advance)
-        pace = Pace(run.batch, mesh.size, flops, peak_flops(mesh.devices.flat[0], machine.peak_tflops))
+        pace = Pace(run.batch, mesh.size, flops, peak_flops(mesh.devices.flat[0].device_kind, machine.peak_tflops))
         ready, scores = time.perf_counter() - began, checkpoints.scores(start)
         reporter.line(start, {"event": "start", "ready_s": ready, "devices": mesh.size, "flops_per_step": flops})
         pace.start(start, batches.waited)
@@ -136,6 +136,7 @@ def train(
             last, stopped = step == run.steps, stop.asked(step)
             if _due(step, machine.log_every) or last or stopped:
                 watch.catch_up()
+                checkpoints.check()  # a save that failed is told soon
                 line = {**watch.means(), **pace.report(step, batches.waited)}
                 reporter.line(step, line)
                 say(_told(step, run.steps, line))

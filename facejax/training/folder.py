@@ -15,14 +15,20 @@ import errno
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 
+from facejax.data.checkpoints import describe_files
 from facejax.data.sources import MachineError
 from facejax.geometry.errors import InputError
 from facejax.geometry.records import PyTree
 
+SUMS = "sha256.json"
+"""In a checkpoint's folder: size and sha256 of its files."""
+
+_ITEMS = ("state", "about")
 _FULL = ("no space left", "disk quota exceeded", f"errno {errno.ENOSPC}]")
 
 
@@ -133,8 +139,10 @@ class Checkpoints:
             preservation_policy=_Keep(lambda: (self.best(), self.last())),
             cleanup_tmp_directories=True,
             enable_async_checkpointing=True,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
         )
-        self._manager = ocp.CheckpointManager(folder, options=options, item_names=("state", "about"))
+        self._saving: int | None = None
+        self._manager = ocp.CheckpointManager(folder, options=options, item_names=_ITEMS)
         self._read_scores()
 
     def _read_scores(self) -> None:
@@ -150,8 +158,12 @@ class Checkpoints:
                 self._manager.delete(step)
 
     def last(self) -> int | None:
-        """Step of the last checkpoint."""
+        """Step of the last checkpoint, the one that is being written included."""
         return self._manager.latest_step()
+
+    def last_whole(self) -> int | None:
+        """Step of the last checkpoint that is whole on the disk."""
+        return max(self._manager.all_steps(read=True), default=None)
 
     def best(self) -> int | None:
         """Step of the best checkpoint that was evaluated; the last one where none was."""
@@ -170,12 +182,37 @@ class Checkpoints:
         """
         ocp, self._scores[step] = self._ocp, scores or {}
         about = {"position": position, "scores": self._scores[step]}
-        with explained(self._folder, self.last):
+        self.wait()
+        self._saving = step
+        with explained(self._folder, self.last_whole):
             self._manager.save(
                 step,
                 args=ocp.args.Composite(state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about)),
                 force=True,
             )
+
+    def _seal(self) -> None:
+        """Adds the sha256 of every file to a checkpoint just before it gets its name; runs in orbax's thread.
+
+        Arrays on the disk have no sums of their own, so that without these a flipped bit would go unseen. Reading a
+        checkpoint back from an object store, which keeps sums itself, would cost more than it gives.
+        """
+        if is_remote(self._folder) or jax.process_index() != 0:
+            return
+        for folder in Path(self._folder).glob(f"{self._saving}.orbax-checkpoint-tmp*"):
+            write_json(folder / SUMS, describe_files(folder, _ITEMS))
+
+    def _check_seal(self, step: int) -> None:
+        """`InputError` for files that changed since."""
+        folder = Path(self._folder) / str(step)
+        if is_remote(self._folder):
+            return
+        try:
+            same = read_json(folder / SUMS) == describe_files(folder, _ITEMS)
+        except (OSError, InputError) as error:
+            raise self._altered(step) from error
+        if not same:
+            raise self._altered(step)
 
     def _about(self, step: int) -> dict[str, Any]:
         arguments = self._ocp.args.Composite(about=self._ocp.args.JsonRestore())
@@ -194,7 +231,7 @@ class Checkpoints:
 
     def check(self) -> None:
         """Raises what went wrong with a save in the background."""
-        with explained(self._folder, self.last):
+        with explained(self._folder, self.last_whole):
             self._manager.check_for_errors()
 
     def restore(self, like: PyTree, step: int | None = None) -> tuple[PyTree, int]:
@@ -206,6 +243,7 @@ class Checkpoints:
         step = self.last() if step is None else step
         if step is None:
             raise InputError(f"{self._folder} holds no checkpoint yet.")
+        self._check_seal(step)
         arguments = self._ocp.args.Composite(state=self._ocp.args.StandardRestore(like))
         try:
             return self._manager.restore(step, args=arguments)["state"], self._about(step)["position"]
@@ -216,12 +254,12 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns when the last save is whole on the disk."""
-        with explained(self._folder, self.last):
+        with explained(self._folder, self.last_whole):
             self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Lets go of threads, after the save that may be under way."""
-        with explained(self._folder, self.last):
+        with explained(self._folder, self.last_whole):
             self._manager.close()
 
 

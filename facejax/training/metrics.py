@@ -31,11 +31,11 @@ PEAK_TFLOPS = {
 }
 
 
-def peak_flops(device: jax.Device, told_tflops: float = 0.0) -> float | None:
-    """FLOP/s that one device could reach: what the user says, else the table; None for one that neither knows."""
+def peak_flops(kind: str, told_tflops: float = 0.0) -> float | None:
+    """FLOP/s that one device of a kind could reach: what the user says, else the table; None where neither knows."""
     if told_tflops > 0:
         return told_tflops * 1e12
-    known = [name for name in PEAK_TFLOPS if device.device_kind.startswith(name)]
+    known = [name for name in PEAK_TFLOPS if kind.startswith(name)]
     return PEAK_TFLOPS[max(known, key=len)] * 1e12 if known else None
 
 
@@ -98,14 +98,14 @@ class Reporter:
         self._file: Any = None
         if not self._here:
             return
+        if tensorboard != "off":
+            self._events = self._open_events(tensorboard == "on", resumed_at)
         if self._path.exists():
             self._lines = [line for line in self._path.read_text().splitlines() if _kept(line, resumed_at)]
         if not is_remote(folder):
             self._path.write_text("".join(line + "\n" for line in self._lines))
             self._lines = []
             self._file = open(self._path, "a")  # noqa: SIM115 (open as long as the run)
-        if tensorboard != "off":
-            self._events = self._open_events(tensorboard == "on", resumed_at)
 
     def _open_events(self, required: bool, resumed_at: int) -> Any:
         if importlib.util.find_spec("tensorboardX") is None:

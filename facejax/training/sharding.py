@@ -9,13 +9,14 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from facejax.data.sources import Example
 from facejax.geometry.errors import InputError
 from facejax.geometry.records import PyTree
 
 Rules = Sequence[tuple[str, PartitionSpec]]
+AnyMesh = Mesh | AbstractMesh  # the latter plans for devices that are not here
 
 SMALL = 2**14
 """Arrays with fewer elements are not worth splitting: every device keeps a copy."""
@@ -30,7 +31,7 @@ def make_mesh(devices: Sequence[jax.Device], model_axis: int) -> Mesh:
     return Mesh(np.asarray(devices).reshape(-1, model_axis), ("data", "model"))
 
 
-def check_batch(batch: int, mesh: Mesh) -> None:
+def check_batch(batch: int, mesh: AnyMesh) -> None:
     """`InputError` when a batch does not divide among the devices of a mesh."""
     if batch < 1 or batch % mesh.size:
         near = max(round(batch / mesh.size), 1) * mesh.size
@@ -47,7 +48,7 @@ def rows(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "model")))
 
 
-def shardings(tree: PyTree, mesh: Mesh, rules: Rules = ()) -> PyTree:
+def shardings(tree: PyTree, mesh: AnyMesh, rules: Rules = ()) -> PyTree:
     """A `NamedSharding` for each array (or its shape) of a tree.
 
     The first rule whose expression is found in the array's path ("params/encoder/kernel") holds; the optimiser's copies
@@ -63,7 +64,7 @@ def shardings(tree: PyTree, mesh: Mesh, rules: Rules = ()) -> PyTree:
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
-def _spec(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules) -> PartitionSpec:
+def _spec(name: str, shape: tuple[int, ...], mesh: AnyMesh, rules: Rules) -> PartitionSpec:
     for pattern, spec in rules:
         if re.search(pattern, name):
             if not shape:  # counters of an optimiser
@@ -80,7 +81,7 @@ def _spec(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules) -> Partit
     return PartitionSpec(*("model" if axis == longest else None for axis in range(longest + 1)))
 
 
-def _check_rule(name: str, shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh) -> None:
+def _check_rule(name: str, shape: tuple[int, ...], spec: PartitionSpec, mesh: AnyMesh) -> None:
     if len(spec) > len(shape):
         raise InputError(f"The sharding rule {spec} has more axes than {name}, which is {shape}.")
     for length, names in zip(shape, spec, strict=False):

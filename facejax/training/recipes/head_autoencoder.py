@@ -8,7 +8,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -202,7 +202,7 @@ class _Layers(nnx.Module):
         return last(x)
 
 
-def _layers(widths: list[int], dtype: jnp.dtype, rngs: nnx.Rngs) -> _Layers:
+def _layers(widths: list[int], dtype: Any, rngs: nnx.Rngs) -> _Layers:
     return _Layers(
         [nnx.Linear(a, b, dtype=dtype, param_dtype=jnp.float32, rngs=rngs) for a, b in itertools.pairwise(widths)]
     )
