@@ -25,7 +25,7 @@ from facejax.renderers.uv import (
     locate_texels,
     on_image,
     sample_pyramid,
-    shade_texels,
+    shade_chart,
     texel_footprint,
     texture_chart,
     texture_from,
@@ -225,7 +225,7 @@ def test_shading_texels_is_shading_vertices_at_vertices():
     )
     diffuse, specular = vertex_light(f, LIGHT, POSE, vertex_normals(f.vertices, HEAD.topology.faces))
     np.testing.assert_allclose(
-        shade_texels(f, LIGHT, POSE, HEAD.topology.faces, at_vertices), f.albedo * diffuse + specular, atol=1e-5
+        shade_chart(f, LIGHT, POSE, HEAD.topology.faces, at_vertices), f.albedo * diffuse + specular, atol=1e-5
     )
     made, normals = face_at_texels(f.replace(texture=jnp.full((4, 4, 3), 0.5)), HEAD.topology.faces, at_vertices)
     np.testing.assert_allclose(made.albedo, 0.5 * f.albedo, atol=1e-6)
@@ -239,7 +239,7 @@ def test_a_head_shaded_in_uv_looks_like_one_shaded_at_vertices():
 
     @jax.jit
     def pictures():
-        shaded = texture_from(chart.joined(gutter), shade_texels(f, LIGHT, POSE, topology.faces, chart.joined(gutter)))
+        shaded = texture_from(chart.joined(gutter), shade_chart(f, LIGHT, POSE, topology.faces, chart.joined(gutter)))
         drawn = on_image(f.vertices, POSE, CAMERA)
         fragments = rasterise(drawn, topology.faces, SIZE)
         uv = interpolate(jnp.asarray(topology.uv), fragments, topology.uv_faces)

@@ -315,7 +315,7 @@ def face_at_texels(face: Face, faces: np.ndarray, chart: Chart) -> tuple[Face, F
     return made, normalise(value[:, 3:6])
 
 
-def shade_texels(
+def shade_chart(
     face: Face,
     light: Array,
     pose: Pose,
