@@ -2,10 +2,10 @@
 
     f = albedo texture / pi + F D G / (4 (n.wi) (n.wo))
 
-D: GGX with alpha = roughness; G: Smith's, separable; F: Schlick's, with `specular` at normal incidence. The diffuse part
-is not scaled by 1 - F. Mitsuba has no such sum among its own plugins: `principled` rescales its parts, and a blend halves
-them. Vertex data and UVs are looked up through the triangle, so UV seams need no split vertices, whose edges a derivative
-would take for silhouettes.
+D: GGX with alpha = roughness; G: Smith's, separable; F: Schlick's, with `specular` at normal incidence. The diffuse
+part is not scaled by 1 - F. Mitsuba has no such sum among its own plugins: `principled` rescales its parts, and a blend
+halves them. Vertex data and UVs are looked up through the triangle, so UV seams need no split vertices, whose edges a
+derivative would take for silhouettes.
 """
 
 import functools
@@ -149,7 +149,7 @@ def skin_bsdf_class(variant: str) -> Any:
 
         def sample(self, ctx: Any, si: Any, sample1: Any, sample2: Any, active: Any = True) -> tuple[Any, Any]:
             material = self.material(si, active)
-            bs = dr.zeros(mi.BSDFSample3f)
+            bs: Any = dr.zeros(mi.BSDFSample3f)
             bs.wo = dr.detach(self.draw(material, si.wi, sample1, sample2))
             bs.pdf = dr.detach(self.density(material, si.wi, bs.wo, active))
             bs.eta = 1.0
@@ -162,7 +162,7 @@ def skin_bsdf_class(variant: str) -> Any:
         def traverse(self, callback: Any) -> None:
             pass
 
-        def parameters_changed(self, keys: Any) -> None:
+        def parameters_changed(self, keys: Any = ()) -> None:
             pass
 
         def to_string(self) -> str:

@@ -3,9 +3,10 @@
 The head is posed in JAX, so the scene lives in the camera frame and derivatives for the pose come by the chain rule.
 Inside the callback everything belongs to Mitsuba and Dr.Jit, on one thread of its own; no JAX function is called there.
 
-Derivatives of the interior of the image are those of the Monte Carlo estimate. Silhouettes move with the vertices, which
-no derivative of samples sees: the outline gets an integral over its edges in the image (Li et al. 2018, "Differentiable
-Monte Carlo ray tracing through edge sampling", section 3.1), the edges of cast shadows Mitsuba's projective sampling.
+Derivatives of the interior of the image are those of the Monte Carlo estimate. Silhouettes move with the vertices,
+which no derivative of samples sees: the outline gets an integral over its edges in the image (Li et al. 2018,
+"Differentiable Monte Carlo ray tracing through edge sampling", section 3.1), the edges of cast shadows Mitsuba's
+projective sampling.
 """
 
 import concurrent.futures
@@ -35,6 +36,8 @@ _SH_SIZE = (64, 64)  # of the map that stands for spherical harmonics
 _PASS = 1 << 22  # samples drawn at once: bounds the memory
 _STEP = 0.02  # pixels: how far from a silhouette its two sides are looked at
 _NEAR = 1e-3  # metres
+_GUIDING = "octree"  # how the projective integrator learns where shadows have edges
+_GUIDING_SAMPLES = 32  # per pixel, for that
 _BACKWARD_SEED = np.uint32(0x9E3779B9)  # other random numbers than the image's: their product must have no bias
 
 
@@ -65,7 +68,8 @@ def make_path_tracer(
 
     samples: paths per pixel. max_depth: 2 is direct light with cast shadows, more adds light from face to face.
     silhouettes: which moving edges derivatives see: "none", the head's "outline" in the image, or "all", cast shadows
-    too (many times slower). variant: Mitsuba's; by default `cuda_ad_rgb` where JAX has a GPU, else `llvm_ad_rgb`.
+    too (many times slower; for vertices, under a map or spherical harmonics, with square pixels).
+    variant: Mitsuba's; by default `cuda_ad_rgb` where JAX has a GPU, else `llvm_ad_rgb`.
 
     Surfaces are one-sided, normals interpolated, the background black. A `key` picks the random numbers; without one
     they are always the same. The scene is built at the first picture and then only updated. Pictures are drawn one
@@ -82,21 +86,24 @@ def make_path_tracer(
     )
 
     @jax.custom_vjp
-    def trace(inputs: _Inputs, seed: Array) -> tuple[Array, Array, Array]:
+    def trace(inputs: Any, seed: Any) -> tuple[Array, Array, Array]:
         return jax.pure_callback(studio.forward, shapes, inputs, seed, vmap_method="sequential")
 
-    def trace_forward(inputs: _Inputs, seed: Array) -> tuple[tuple[Array, Array, Array], tuple[_Inputs, Array]]:
+    def trace_forward(inputs: Any, seed: Any) -> tuple[tuple[Array, Array, Array], tuple[Any, Any]]:
+        if max_depth > 2:
+            _refuse_beyond_direct(inputs)
+        inputs, seed = jax.tree.map(lambda x: x.value, (inputs, seed), is_leaf=lambda x: hasattr(x, "perturbed"))
         return trace(inputs, seed), (inputs, seed)
 
-    def trace_backward(kept: tuple[_Inputs, Array], cotangents: tuple[Array, ...]) -> tuple[_Inputs, np.ndarray]:
+    def trace_backward(kept: tuple[Any, Any], cotangents: tuple[Any, ...]) -> tuple[Any, np.ndarray]:
         inputs, seed = kept
+        zero = jax.custom_derivatives.SymbolicZero
+        cotangents = tuple(jnp.zeros(c.shape, jnp.float32) if isinstance(c, zero) else c for c in cotangents[:2])
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs)
-        gradient = jax.pure_callback(
-            studio.backward, like, inputs, seed, cotangents[0], cotangents[1], vmap_method="sequential"
-        )
+        gradient = jax.pure_callback(studio.backward, like, inputs, seed, *cotangents, vmap_method="sequential")
         return gradient, np.zeros(jnp.shape(seed), jax.dtypes.float0)
 
-    trace.defvjp(trace_forward, trace_backward)
+    trace.defvjp(trace_forward, trace_backward, symbolic_zeros=True)
 
     def render(face: Face, light: Light, pose: Pose, camera: Camera, key: PRNGKey | None = None) -> Image:
         _check_shapes(face, light, topology)
@@ -113,6 +120,9 @@ def make_path_tracer(
             principal_point=camera.principal_point,
             light=_light_arrays(light),
         )
+        leaves = jax.tree.leaves(inputs)
+        if not any(isinstance(x, jax.core.Tracer) for x in leaves):  # else the callback does, with a longer traceback
+            _check_values(inputs._replace(light=tuple(np.asarray(x) for x in inputs.light)))
         seed = jnp.uint32(0) if key is None else jax.random.bits(key, (), jnp.uint32)
         colour, coverage, triangle = trace(inputs, seed)
         on_image = jnp.concatenate([project(in_camera, camera), in_camera[:, 2:]], axis=-1)
@@ -160,6 +170,16 @@ def _check_shapes(face: Face, light: Light, topology: Topology) -> None:
             raise InputError(f"Light as spherical harmonics is (bands², 3), got {light.shape}.")
 
 
+def _refuse_beyond_direct(inputs: Any) -> None:
+    """Derivatives that Mitsuba's integrator for more than direct light does not have must not come back as 0."""
+    lamps = inputs.light[:1] if len(inputs.light) == 2 else ()
+    if any(x.perturbed for x in (inputs.focal, inputs.principal_point, *lamps)):
+        raise InputError(
+            "With max_depth above 2 the path tracer has no derivative for the camera or for positions of lamps: "
+            "wrap them in jax.lax.stop_gradient, or use max_depth=2."
+        )
+
+
 def _light_arrays(light: Light) -> tuple[Array, ...]:
     if isinstance(light, NearLights):
         return light.positions, light.intensity
@@ -188,15 +208,15 @@ def _rows_to_poles(radiance: Float[Array, "h w 3"]) -> Float[Array, "r w 3"]:
 def _check_values(inputs: _Inputs) -> None:
     """NaN and the like, once values are known; Mitsuba would draw them as black, or not come back."""
     for name in inputs._fields[:-1]:
-        values = getattr(inputs, name)
+        values = np.asarray(getattr(inputs, name))
         if not np.isfinite(values).all():
             raise InputError(f"The path tracer needs finite numbers, got NaN or infinity among {name}.")
     if not all(np.isfinite(x).all() for x in inputs.light):
         raise InputError("The path tracer needs a finite light, got NaN or infinity.")
     if (inputs.light[-1] < 0).any():
         raise InputError(f"Light cannot be negative, got {inputs.light[-1].min():.3g}: clip it at 0.")
-    if (inputs.roughness <= 0).any() or (inputs.roughness > 1).any():
-        low, high = inputs.roughness.min(), inputs.roughness.max()
+    low, high = np.min(inputs.roughness), np.max(inputs.roughness)
+    if low <= 0 or high > 1:
         raise InputError(f"Roughness must be above 0 and at most 1, got {low:.3g} to {high:.3g}.")
 
 
@@ -255,7 +275,8 @@ class _Studio:
         return self._work(lambda scene, x: scene.gradient(x, int(np.uint32(seed) ^ _BACKWARD_SEED), *dark), inputs)
 
     def _work(self, act: Callable[["_Scene", _Inputs], Any], inputs: _Inputs) -> Any:
-        values = _Inputs(*(np.asarray(x, np.float32) for x in inputs[:-1]), tuple(np.asarray(x) for x in inputs.light))
+        arrays = {name: np.asarray(getattr(inputs, name), np.float32) for name in inputs._fields[:-1]}
+        values = _Inputs(light=tuple(np.asarray(x, np.float32) for x in inputs.light), **arrays)
         _check_values(values)
 
         def on_worker() -> Any:
@@ -292,7 +313,7 @@ class _Scene:
         self.scene = mi.load_dict({"type": "scene", "head": mesh} | self._emitters(inputs.light))
         self.params = mi.traverse(self.scene)
         self.sampler = mi.load_dict({"type": "independent"})
-        self.environment = None if len(inputs.light) == 2 else self.scene.environment()
+        self.environment: Any = None if len(inputs.light) == 2 else self.scene.environment()
         self.last: dict[str, np.ndarray] = {}
         self.edges = _edges(topology.faces)
 
@@ -300,7 +321,7 @@ class _Scene:
         """Lamps are Mitsuba's only beyond direct light, see `_direct`; a map always is."""
         mi = self.mi
         if len(light) == 2:
-            if self.studio.max_depth == 2 and self.studio.silhouettes != "all":
+            if self.studio.max_depth == 2:
                 return {}
             black = {"type": "rgb", "value": [0.0, 0.0, 0.0]}
             return {
@@ -478,21 +499,21 @@ class _Scene:
 
     def gradient(self, inputs: _Inputs, seed: int, colour: np.ndarray, coverage: np.ndarray) -> _Inputs:
         """Derivative of sum(colour * picture) + sum(coverage * its coverage) for every input."""
-        dr = self.dr
         found = self._interior(inputs, seed, colour)
         if self.studio.silhouettes != "none":
             vertices, camera = self._outline(inputs, seed, np.concatenate([colour, coverage[..., None]], axis=-1))
             found["vertices"] += vertices
             found["focal"] += camera[:2]
             found["principal_point"] += camera[2:]
-        dr.eval()
+        if self.studio.silhouettes == "all":
+            found["vertices"] += self._shadow_edges(inputs, seed, colour)
         light = tuple(found.pop(f"light{i}") for i in range(len(inputs.light)))
         made = {k: np.asarray(v, np.float32) for k, v in found.items()}
         return _Inputs(light=tuple(np.asarray(x, np.float32) for x in light), **made)
 
     def _leaves(self) -> dict[str, Any]:
         """The Dr.Jit arrays that inputs became."""
-        mi = self.mi
+        mi, dr = self.mi, self.dr
         leaves = {
             "vertices": self.params["head.vertex_positions"],
             "normals": self.params["head.vertex_normals"],
@@ -503,6 +524,9 @@ class _Scene:
             "camera": self.camera,
         }
         if self.environment is None:
+            if self.studio.max_depth > 2:
+                names = [f"lamp{i}.intensity.value" for i in range(dr.width(self.lamps[1]) // 3)]
+                return leaves | {name: self.params[name] for name in names}
             return leaves | {"light0": self.lamps[0], "light1": self.lamps[1]}
         return leaves | {"light0": mi.TensorXf(self.params["sky.data"])}
 
@@ -523,6 +547,11 @@ class _Scene:
             if self.studio.max_depth == 2:
                 si = self.scene.ray_intersect(ray, mi.RayFlags.All, coherent=True)
                 dr.backward(dr.sum(dr.sum(dr.select(si.is_valid(), self._direct(si, sampler) * share, 0))))
+                continue
+            with dr.suspend_grad():  # path replay: the first walk finds the radiance, the second its derivatives
+                scene, active = self.scene, mi.Bool(True)
+                primal = self._paths.sample(dr.ADMode.Primal, scene, sampler.clone(), ray, None, None, active)
+                self._paths.sample(dr.ADMode.Backward, scene, sampler, ray, share, primal[3], active)
         found = {name: np.array(dr.grad(leaf)) for name, leaf in leaves.items()}
         for leaf in leaves.values():
             dr.disable_grad(leaf)
@@ -533,6 +562,9 @@ class _Scene:
         found |= {"focal": camera[:2], "principal_point": camera[2:]}
         for name in inputs._fields[:-1]:
             found[name] = found[name].reshape(getattr(inputs, name).shape)
+        if self.environment is None and self.studio.max_depth > 2:
+            lamps = [found.pop(f"lamp{i}.intensity.value").reshape(3) for i in range(len(inputs.light[1]))]
+            return found | {"light0": np.zeros_like(inputs.light[0]), "light1": np.stack(lamps)}
         if self.environment is None:
             return found | {f"light{i}": found[f"light{i}"].reshape(-1, 3) for i in range(2)}
         sky = found["light0"]
@@ -597,6 +629,48 @@ class _Scene:
             np.add.at(gradient, vertex, np.concatenate([d_xy, d_z], axis=1))
             d_camera += np.concatenate([(g * p[:, :2] / z).sum(axis=0), g.sum(axis=0)])
         return gradient, d_camera
+
+    def _shadow_edges(self, inputs: _Inputs, seed: int, colour: np.ndarray) -> np.ndarray:
+        """d vertices from the edges of cast shadows, by Mitsuba's projective sampling."""
+        mi, dr, (height, width) = self.mi, self.dr, self.studio.size
+        if self.environment is None:
+            raise InputError(
+                'silhouettes="all" has no derivative for the hard shadows of lamps, only for those of a map or '
+                'spherical harmonics: use silhouettes="outline".'
+            )
+        (fx, fy), (cx, cy) = inputs.focal.astype(float), inputs.principal_point.astype(float)
+        if abs(fx / fy - 1) > 1e-3:
+            raise InputError(f'silhouettes="all" needs square pixels, got focal lengths {fx:.6g} and {fy:.6g}.')
+        film = {"type": "hdrfilm", "width": width, "height": height, "pixel_format": "rgb", "rfilter": {"type": "box"}}
+        sensor = mi.load_dict(
+            {
+                "type": "perspective",
+                "fov": float(np.degrees(2 * np.arctan(width / (2 * fx)))),
+                "fov_axis": "x",
+                "principal_point_offset_x": float(cx / width - 0.5),
+                "principal_point_offset_y": float(cy / height - 0.5),
+                "near_clip": _NEAR,
+                "far_clip": 1e4,
+                "to_world": mi.ScalarTransform4f().look_at(origin=[0, 0, 0], target=[0, 0, 1], up=[0, -1, 0]),
+                "film": film | {"sample_border": True},
+            }
+        )
+        vertices = self.params["head.vertex_positions"]
+        dr.enable_grad(vertices)
+        self.params["head.vertex_positions"] = vertices
+        self.params.update()  # lists the edges, as vertices are attached
+        self.params["head.vertex_normals"] = mi.Float(np.ravel(inputs.normals))
+        self.params.update()
+        kind = "direct_projective" if self.studio.max_depth == 2 else "prb_projective"
+        options: dict[str, Any] = {"type": kind, "sppc": 0, "sppp": 0, "hide_emitters": True, "guiding": _GUIDING}
+        if kind == "prb_projective":
+            options |= {"max_depth": self.studio.max_depth, "rr_depth": 1000}
+        integrator = mi.load_dict(options)
+        integrator.proj_seed_spp = _GUIDING_SAMPLES
+        integrator.render_backward(self.scene, None, mi.TensorXf(colour), sensor, seed, self.studio.samples)
+        found = np.array(dr.grad(self.params["head.vertex_positions"])).reshape(-1, 3)
+        self.params["head.vertex_positions"] = dr.detach(vertices)
+        return np.nan_to_num(found)
 
 
 class _Edges(NamedTuple):
