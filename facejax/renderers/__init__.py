@@ -26,6 +26,7 @@ from facejax.renderers.microfacet import (
     specular_brdf,
     specular_from_cosines,
 )
+from facejax.renderers.path_tracer import make_path_tracer
 from facejax.renderers.raster import Fragments, antialias, fragments_of, interpolate, rasterise
 from facejax.renderers.sh import (
     CONDON_SHORTLEY,
@@ -114,6 +115,7 @@ __all__ = [
     "light_bases",
     "lobe_kernel",
     "locate_texels",
+    "make_path_tracer",
     "make_renderer",
     "mirror_direction",
     "phong_kernel",
