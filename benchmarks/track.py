@@ -5,12 +5,9 @@ See `benchmarks/README.md`.
 """
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import resource
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,8 +15,8 @@ from typing import Any
 
 import jax
 import numpy as np
+from machine import Row, machine_facts, print_table, say
 
-import facejax
 from facejax.apps.track import StageClock
 from facejax.data.landmarks import Landmarks, detect_landmarks
 from facejax.data.load import load_model
@@ -62,9 +59,6 @@ GOALS: dict[str, dict[str, float]] = {
     },
 }
 ENVIRONMENT = "hdr/urban_alley_01_1k.hdr"
-
-Row = tuple[str, float | None, str, str]
-"""(figure, value, control, goal)."""
 
 
 # --- a clip without truth ---------------------------------------------------------------------------------------------
@@ -264,44 +258,6 @@ def peak_memory_gb() -> float:
     """Of this process since it started."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1e9 if sys.platform == "darwin" else 1e6 / 1.024)
-
-
-def machine_facts(cache_off: bool) -> dict[str, Any]:
-    try:
-        commit = subprocess.run(
-            ["git", "describe", "--always", "--dirty"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = None
-    return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": commit,
-        "facejax": facejax.__version__,
-        "jax": jax.__version__,
-        "python": platform.python_version(),
-        "device": jax.devices()[0].device_kind,
-        "cores": os.cpu_count(),
-        "load_at_start": os.getloadavg()[0],
-        "compilation_cache": "off" if cache_off else "as JAX is set",
-    }
-
-
-def say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
-
-
-def print_table(title: str, rows: list[Row]) -> None:
-    lines = [("figure", "value", "control", "goal")]
-    lines += [(n, "n/a" if v is None or not np.isfinite(v) else f"{v:.3g}", c, g) for n, v, c, g in rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(4)]
-    print(f"\n{title}")
-    for line in lines:
-        print("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip())
-    sys.stdout.flush()
 
 
 def frame_range(text: str) -> tuple[int, int]:
