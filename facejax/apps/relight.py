@@ -53,7 +53,6 @@ _TURN_SECONDS = 6.0
 _TURNTABLE_DISTANCE = 1.2  # metres
 _MOST_ALBEDO = 0.9  # of what unwrapping made: highlights and background that got into a texture are above it
 _BLUER = 0.75  # of ln(blue / red) against the skin's own
-_STALE = 1.5e-3  # metres that a vertex may move before visibility is found anew
 _SEEN = (0.12, 0.4)  # squared cosine at which a texel's colour begins to be trusted, and is fully
 _BACKDROP = 0.6  # of the light behind the head: dimmed, so that the eye goes to the face
 
@@ -335,11 +334,8 @@ def inside_mesh(
 # -- rendering --------------------------------------------------------------------------------------------------------
 
 
-Draw = Callable[..., Array]
-"""(vertices in the head frame, light, pose, dim=False) -> (h, w, 4): premultiplied radiance, and coverage.
-
-dim: such light that where its shadows fall exactly does not matter.
-"""
+Draw = Callable[[Array, Light, Pose], Array]
+"""(vertices in the head frame, light, pose) -> (h, w, 4): premultiplied radiance, and coverage."""
 
 
 def _stacked(image: Image) -> Array:
@@ -347,36 +343,20 @@ def _stacked(image: Image) -> Array:
 
 
 @functools.lru_cache(maxsize=4)
-def _compiled(topology: Topology, size: tuple[int, int]) -> tuple[Callable[..., Array], Callable[..., Array]]:
-    """(draw, see) of the shadowed renderer, compiled once per mesh and size of the picture."""
+def _compiled(topology: Topology, size: tuple[int, int]) -> Callable[..., Array]:
+    """The shadowed renderer, compiled once per mesh and size of the picture."""
     render = make_shadowed_renderer(topology, size)
 
-    def draw(
-        appearance: dict[str, Array], vertices: Array, light: Light, pose: Pose, camera: Camera, seen: Array
-    ) -> Array:
-        return _stacked(render(Face(vertices=vertices, **appearance), light, pose, camera, visibility=seen))
+    def draw(appearance: dict[str, Array], vertices: Array, light: Light, pose: Pose, camera: Camera) -> Array:
+        return _stacked(render(Face(vertices=vertices, **appearance), light, pose, camera))
 
-    return jax.jit(draw), jax.jit(render.visibility_of)
-
-
-@jax.jit
-def _moved(vertices: Array, before: Array) -> Array:
-    return jnp.sqrt(jnp.max(jnp.sum((vertices - before) ** 2, axis=-1)))
+    return jax.jit(draw)
 
 
 def _shadowed_draw(topology: Topology, appearance: dict[str, Array], plan: Plan) -> Draw:
-    """Rasterised, with cast shadows. Who sees which part of the sky is found anew where a face has changed."""
-    draw, see = _compiled(topology, plan.size)
-    kept: list[Array] = []  # vertices, and their table
-
-    def call(vertices: Array, light: Light, pose: Pose, dim: bool = False) -> Array:
-        if isinstance(light, NearLights):
-            return draw(appearance, vertices, light, pose, plan.camera, see(vertices, light, pose))
-        if not kept or (not dim and float(_moved(vertices, kept[0])) > _STALE):
-            kept[:] = [vertices, see(vertices)]
-        return draw(appearance, vertices, light, pose, plan.camera, kept[1])
-
-    return call
+    """Rasterised, with cast shadows, found anew in every picture: older ones would flicker as lips move."""
+    draw = _compiled(topology, plan.size)
+    return lambda vertices, light, pose: draw(appearance, vertices, light, pose, plan.camera)
 
 
 def _traced_draw(topology: Topology, appearance: dict[str, Array], plan: Plan, samples: int) -> Draw:
@@ -389,11 +369,7 @@ def _traced_draw(topology: Topology, appearance: dict[str, Array], plan: Plan, s
     def draw(appearance: dict[str, Array], vertices: Array, light: Light, pose: Pose, camera: Camera) -> Array:
         return _stacked(render(Face(vertices=vertices, **appearance), light, pose, camera))
 
-    def call(vertices: Array, light: Light, pose: Pose, dim: bool = False) -> Array:
-        del dim
-        return draw(appearance, vertices, light, pose, plan.camera)
-
-    return call
+    return lambda vertices, light, pose: draw(appearance, vertices, light, pose, plan.camera)
 
 
 class Relighting:
@@ -435,7 +411,7 @@ class Relighting:
             return np.zeros((*self.plan.size, 4), np.float32)
         drawn = np.array(self._draw(jnp.asarray(vertices), self.light_of(shot), shot.pose), dtype=np.float32)
         if self._fill is not None:
-            drawn[..., :3] += self._draw(jnp.asarray(vertices), self._fill, shot.pose, dim=True)[..., :3]
+            drawn[..., :3] += self._draw(jnp.asarray(vertices), self._fill, shot.pose)[..., :3]
         return drawn
 
 
