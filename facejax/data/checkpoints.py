@@ -251,10 +251,10 @@ def _from_run(folder: Path, step: int) -> dict[str, np.ndarray]:
 
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     path = (folder / "checkpoints" / str(step) / "state").absolute()
-    with ocp.StandardCheckpointer() as reader:
-        shapes = reader.metadata(path).item_metadata.tree
-        like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), shapes)
-        tree = reader.restore(path, like)
+    reader = ocp.StandardCheckpointHandler()
+    shapes = reader.metadata(path).tree
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), shapes)
+    tree = reader.restore(path, args=ocp.args.StandardRestore(like))
     return flatten({name: tree[name] for name in ("params", "state") if tree.get(name)})
 
 

@@ -5,8 +5,9 @@ network reads the vertices of a head, with noise, and gives them back through a 
 """
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -89,9 +90,9 @@ class HeadAutoencoder(Recipe[HeadAutoencoderConfig]):
     presets: ClassVar = {
         "small": Preset(
             command="facejax train head-autoencoder --preset small --data heads --make-data --out run",
-            hardware="not measured yet",
-            time="not measured yet",
-            score="not measured yet",
+            hardware="2 CPU cores, busy with other jobs (load 14)",
+            time="68 s, writing the data included",
+            score="vertex error 0.837 mm on 128 test heads (the mean head: 5.197 mm)",
             config=HeadAutoencoderConfig(
                 run=Run(steps=4000, batch=64), machine=Machine(eval_every=500, save_every=500, log_every=100)
             ),
@@ -219,13 +220,22 @@ def _all_vertices() -> int:
 
 
 def _heads(told: Heads, key: PRNGKey, count: int) -> Iterator[Example]:
-    """Random heads: normal identities, a third of the expressions at work, evenly between rest and full."""
+    """Random heads, the n-th from the key and n alone."""
+    one, block = _random_head(told.vertices), 256  # heads at once
+    for first in range(0, count, block):
+        keys = jax.vmap(lambda n: jax.random.fold_in(key, n))(jnp.arange(first, first + block))
+        for vertices in np.asarray(one(keys))[: count - first]:
+            yield {"vertices": vertices}
+
+
+@functools.cache
+def _random_head(count: int) -> Callable[[PRNGKey], Float[Array, "b v 3"]]:
+    """Makes heads of that many vertices from keys: normal identities, a third of the expressions partly at work."""
     from facejax.data.load import load_model
     from facejax.models.morphable import Expression, Identity, MorphableParams
 
     head = load_model("generic")
-    ids = spread_vertices(np.asarray(head.params.mean), told.vertices)
-    p = head.params
+    p, ids = head.params, spread_vertices(np.asarray(head.params.mean), count)
     thin = MorphableParams(
         **{name: getattr(p, name) for name in ("eye_pivot", "eye_pivot_basis")},
         **{name: getattr(p, name)[ids] for name in ("mean", "skin_mean", "eye_weight", "specular", "roughness")},
@@ -233,8 +243,6 @@ def _heads(told: Heads, key: PRNGKey, count: int) -> Iterator[Example]:
     )
     rest, still = head.init_code()
 
-    @jax.jit
-    @jax.vmap
     def one(key: PRNGKey) -> Float[Array, "v 3"]:
         who, which, how = jax.random.split(key, 3)
         names = still.activations.shape
@@ -243,12 +251,7 @@ def _heads(told: Heads, key: PRNGKey, count: int) -> Iterator[Example]:
         face: Expression = still.replace(activations=active)
         return head.vertices(thin, identity, face)
 
-    block = 256  # heads at once
-    for first in range(0, count, block):
-        numbers = jnp.arange(first, first + block)
-        made = np.asarray(one(jax.vmap(lambda n: jax.random.fold_in(key, n))(numbers)))
-        for vertices in made[: count - first]:
-            yield {"vertices": vertices}
+    return jax.jit(jax.vmap(one))
 
 
 def spread_vertices(vertices: np.ndarray, count: int) -> np.ndarray:
