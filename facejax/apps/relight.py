@@ -488,7 +488,7 @@ def backdrop(light: Light, camera: Camera, size: tuple[int, int], factor: float)
     # one bright pixel (a sun) would wash out everything; a lens shows it as a disc no brighter than film takes
     seen = np.minimum(seen, 4.0)
     blur = [_gaussian(len(seen), 4.0), _gaussian(seen.shape[1], 4.0)]
-    seen = np.einsum("ab,bcj,dc->adj", blur[0], seen, blur[1])[edge:-edge, edge:-edge]
+    seen = np.einsum("ab,bcj,dc->adj", blur[0], seen, blur[1], optimize=True)[edge:-edge, edge:-edge]
     behind = _BACKDROP * _enlarged(seen.astype(np.float32), size)
     return behind / (1 + _luminance(behind)[..., None])
 
