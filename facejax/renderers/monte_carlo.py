@@ -186,6 +186,7 @@ class MonteCarloRender:
         )
         uv = interpolate(jnp.asarray(self.topology.uv), fragments, self.topology.uv_faces)
         texture = sample_texture(face.texture, uv).reshape(-1, 3)
+        gloss = jnp.where(at[:, 9:10] > 0, gloss, 0.0)  # a surface without specular reflectance has no lobe at all
         colour = jnp.where(covered, at[:, 6:9] * texture * matt + gloss, 0.0)
         whole = jnp.concatenate([colour, covered.astype(colour.dtype)], axis=-1).reshape(*self.size, 4)
         whole = antialias(whole, fragments, on_image, faces, self.neighbours)

@@ -71,8 +71,8 @@ def thickness(
     where that is farther away, or nowhere (through the open neck). Triangles with NaN corners or no area are skipped.
     Carries no derivative.
 
-    Every ray is tested against every triangle, by their Plücker coordinates: that is matrix products, with the same
-    answer for an edge on both its sides, so no ray slips through between two triangles.
+    Every ray is tested against every triangle, by their Plücker coordinates: that is matrix products. Triangles are
+    widened by some micrometres, or rays that meet an edge could slip through by rounding.
     """
     if limit <= 0:
         raise InputError(f"Thickness needs a limit above 0 metres, got {limit}.")
@@ -85,6 +85,7 @@ def thickness(
     plane = jnp.cross(b - a, c - a)
     edges = jnp.stack([jnp.concatenate([jnp.cross(p, q), q - p], axis=-1) for p, q in ((a, b), (b, c), (c, a))])
     height = jnp.sum(a * plane, axis=-1)
+    slack = -1e-6 * jnp.max(jnp.sum(corners**2, axis=-1))  # square metres: what products of coordinates round to
 
     def block(part: tuple[Array, Array]) -> Array:
         origin, inward = part
@@ -94,8 +95,8 @@ def thickness(
         distance = (height[:, None] - jnp.matmul(plane, origin.T, precision=_HIGHEST)) / jnp.where(
             leaving > 0, leaving, 1.0
         )
-        # inside a triangle the ray passes its three edges on one side; from behind (leaving) that is the positive one
-        hit = (leaving > 0) & jnp.all(side >= 0, axis=0) & (distance > _TOUCHING)
+        # inside a triangle the ray passes its three edges on one side; when it leaves that is the positive one
+        hit = (leaving > 0) & jnp.all(side >= slack, axis=0) & (distance > _TOUCHING)
         return jnp.min(jnp.where(hit, distance, limit), axis=0, initial=limit)
 
     count = points.shape[0]

@@ -155,20 +155,26 @@ class ShadowedRender:
     """Draws pictures of what is given as `light`: (v, 6), diffuse and specular radiance at vertices."""
 
     def visibility_of(
-        self, vertices: Float[Array, "v 3"], light: Light | None = None, pose: Pose | None = None
-    ) -> Float[Array, "v d"]:
+        self,
+        vertices: Float[Array, "v 3"],
+        light: Light | None = None,
+        pose: Pose | None = None,
+        points: Float[Array, "p 3"] | None = None,
+        normals: Float[Array, "p 3"] | None = None,
+    ) -> Float[Array, "p d"]:
         """The visibility table that a call with these vertices (head frame) would make, to be kept for later calls.
 
         For distant light (None, or any but lamps) it depends on the shape alone. For `NearLights` it has one column per
-        lamp, and needs the pose.
+        lamp, and needs the pose. points, normals: receivers on the mesh in the head frame, such as texels; None: the
+        vertices.
         """
         options = {"samples": self.samples, "resolution": self.resolution}
         if not isinstance(light, NearLights):
-            return visibility(vertices, self.topology.faces, self.directions, **options)
+            return visibility(vertices, self.topology.faces, self.directions, points, normals, **options)
         if pose is None:
             raise InputError("Visibility towards near lamps depends on where the head is: give its pose too.")
         positions = jnp.matmul(light.positions - pose.translation, pose.rotation, precision=_HIGHEST)
-        return lamp_visibility(vertices, self.topology.faces, positions, **options)
+        return lamp_visibility(vertices, self.topology.faces, positions, points, normals, **options)
 
     def light_on(
         self,
@@ -178,7 +184,10 @@ class ShadowedRender:
         normals_head: Float[Array, "v 3"],
         visible: Float[Array, "v d"] | None = None,
     ) -> tuple[Float[Array, "v 3"], Float[Array, "v 3"]]:
-        """(irradiance / pi, specular radiance) at vertices: `make_renderer`'s `shade`, with a table to reuse."""
+        """(irradiance / pi, specular radiance) at vertices: `make_renderer`'s `shade`, with a table to reuse.
+
+        face: may be one of texels (`face_at_texels`) with a table of theirs; None makes the table of a mesh's vertices.
+        """
         if visible is None:
             visible = self.visibility_of(face.vertices, light, pose)
         visible = jax.lax.stop_gradient(visible)
@@ -186,7 +195,7 @@ class ShadowedRender:
         to_eye = normalise(-in_camera)
         if isinstance(light, NearLights):
             normals = jnp.matmul(normals_head, pose.rotation.T, precision=_HIGHEST)
-            return gather_lamps(
+            diffuse, gloss = gather_lamps(
                 in_camera,
                 normals,
                 to_eye,
@@ -196,16 +205,18 @@ class ShadowedRender:
                 visible,
                 distribution=self.distribution,
             )
-        return gather_light(
-            normals_head,
-            jnp.matmul(to_eye, pose.rotation, precision=_HIGHEST),
-            face.specular,
-            face.roughness,
-            self.directions,
-            head_power(light, pose.rotation, self.directions),
-            visible,
-            distribution=self.distribution,
-        )
+        else:
+            diffuse, gloss = gather_light(
+                normals_head,
+                jnp.matmul(to_eye, pose.rotation, precision=_HIGHEST),
+                face.specular,
+                face.roughness,
+                self.directions,
+                head_power(light, pose.rotation, self.directions),
+                visible,
+                distribution=self.distribution,
+            )
+        return diffuse, jnp.where(face.specular[:, None] > 0, gloss, 0.0)  # else Fresnel's term would stay at outlines
 
     def __call__(
         self,
