@@ -162,6 +162,15 @@ def test_brdf_is_lambert_plus_gloss():
     np.testing.assert_allclose(total - specular_brdf(n, a, b, 0.04, 0.3), lambert(albedo), rtol=1e-6)
 
 
+def test_no_reflectance_is_no_gloss_even_at_grazing_angles():
+    """As `Face.specular` says; Schlick's term alone would leave a rim of light on matt skin."""
+    for f0, dark in ((0.0, True), (1e-4, False)):
+        value = specular_from_cosines(jnp.float32(0.1), jnp.float32(-0.9), jnp.float32(0.1), f0, 0.3)
+        assert (float(value) == 0) == dark
+    normals, eye, specular, roughness, directions, power, _ = scene(20, 16)
+    assert (np.asarray(gather_light(normals, eye, 0 * specular, roughness, directions, power)[1]) == 0).all()
+
+
 EDGES = {
     "mirror": (1.0, 1.0, 1.0),  # light, viewer and normal coincide
     "grazing light": (0.0, 0.3, 0.5),

@@ -12,9 +12,11 @@ with it, so that equations 6 and 7 keep the proportion in which they are printed
 (`lobe_kernel`). Normals, viewer and light are in ONE frame; the paper does not say which, ours is the camera's:
 `shade_texels` takes maps in the head frame and turns them by the pose.
 
-Known and kept: B_ss has no mean, it adds contrast towards the light and blurs nothing; diffuse light is not scaled by
-1 - f, so a white, glossy texel can return more than it gets. Each term is linear in the light and may be negative where
-the light's series is; only `shade_texels` cuts off at 0.
+Known and kept: f is Fresnel's term at the normal, without shadowing, so rough skin is too bright towards grazing angles
+(measured on an ellipsoid: two to three times the specular light where the cosine is below 0.5). B_ss has no mean, it
+adds contrast towards the light and blurs nothing. Diffuse light is not scaled by 1 - f, so a white, glossy texel can
+return more than it gets. Each term is linear in the light and may be negative where the light's series is; only
+`shade_texels` cuts off at 0.
 """
 
 import math

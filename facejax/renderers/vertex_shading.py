@@ -9,8 +9,11 @@ and the ray tracer agrees under the same light. The kernel S_l is the caller's: 
 (`lobe_kernel` is exact face on, `roughness_kernel` is close to it and cheap). Normals, viewer and light are in ONE
 frame: the camera's at our borders, as in `dib_vertex_light`.
 
-There is no Fresnel term: specular albedo blends. So B is exact for matt convex surfaces, and for glossy ones seen face
-on; the error grows with roughness and towards grazing angles, see `docs/results/renderers.md`.
+There is no Fresnel term: specular albedo blends. So B is exact for matt convex surfaces, and nearly so for glossy ones
+seen face on, if the kernel is the lobe's own: `lobe_kernel(alpha, bands, normalised=False)`, whose S_0 is the share of
+light that the lobe returns. With S_0 = 1, as papers have it, it is too bright by that share (1 / 0.88 for GGX at 0.3).
+The error grows with roughness and towards grazing angles, where the real lobe is neither round nor in the mirror
+direction.
 """
 
 import math
