@@ -363,6 +363,20 @@ def test_folders_that_are_refused(folder, tmp_path, capsys, monkeypatch, written
     assert [p.name for p in tmp_path.iterdir()] == ["other"]
 
 
+def test_path_tracing_without_llvm_says_what_to_install(folder, tmp_path, capsys, monkeypatch, written):
+    from facejax.renderers import llvm
+
+    def missing():
+        raise InputError("Path tracing needs the LLVM library.")
+
+    monkeypatch.setattr(llvm, "require_llvm", missing)
+    monkeypatch.setattr(cli, "use_compilation_cache", lambda: None)
+    arguments = ["relight", str(folder), "--env", str(written[3]), "--path-traced", "--size", "64"]
+    assert cli.main([*arguments, "--out", str(tmp_path / "out")]) == 2
+    assert "needs the LLVM library" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_turns_are_read():
     assert cli.parse_turn(None) == (0, 0)
     assert cli.parse_turn("90") == (90, 0)

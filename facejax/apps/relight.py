@@ -361,8 +361,11 @@ def _shadowed_draw(topology: Topology, appearance: dict[str, Array], plan: Plan)
 
 def _traced_draw(topology: Topology, appearance: dict[str, Array], plan: Plan, samples: int) -> Draw:
     """By Mitsuba: light may go from face to face once before it reaches the camera."""
+    from facejax.renderers.llvm import require_llvm
     from facejax.renderers.path_tracer import make_path_tracer
 
+    if jax.default_backend() != "gpu":
+        require_llvm()  # here, where its sentence reaches a person: from inside a compiled function it would not
     render = make_path_tracer(topology, plan.size, samples=samples, max_depth=3, silhouettes="none")
 
     @jax.jit
