@@ -152,7 +152,7 @@ def test_gradients_are_finite_differences(kind):
     for what in ("light", "vertices", "specular", "roughness", "translation"):
         f = jax.jit(functools.partial(value, what=what))
         slope = float(jax.jit(jax.grad(functools.partial(value, what=what)))(0.0))
-        h = 0.003  # small: n . l changes its sign somewhere at any step
+        h = 0.003 if kind == "lamps" else 0.02  # small: n . l of two lamps changes its sign somewhere at any step
         numeric = float(f(h) - f(-h)) / (2 * h)
         size = max(abs(slope), 0.01 * abs(float(f(0.0))))
         assert abs(slope - numeric) < 0.03 * size, (what, slope, numeric)

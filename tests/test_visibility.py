@@ -9,7 +9,7 @@ from toy_head import ball
 from facejax.geometry.errors import InputError
 from facejax.geometry.meshes import vertex_normals
 from facejax.renderers.lights import sphere_directions
-from facejax.renderers.visibility import lamp_visibility, surface_samples, visibility
+from facejax.renderers.visibility import distant_visibility, lamp_visibility, surface_samples
 
 DIRECTIONS = sphere_directions(16)
 SMALL = {"samples": 40_000, "resolution": 128}
@@ -70,7 +70,7 @@ def test_convex_body_has_no_acne():
         vertices, faces, _, _ = ball((0.3, 0, -0.2), radii, 40, 60, (0, 0, 1, 1))
         vertices = jnp.asarray(vertices, jnp.float32)
         cosine = np.asarray(vertex_normals(vertices, faces)) @ DIRECTIONS.T
-        open_share = np.asarray(visibility(vertices, faces, DIRECTIONS, **SMALL))
+        open_share = np.asarray(distant_visibility(vertices, faces, DIRECTIONS, **SMALL))
         assert open_share[cosine > 0.15].min() == 1
         assert open_share[cosine > 0.1].min() > 0.95
         assert (open_share[cosine < -0.3] > 0.5).mean() < 1e-3  # light does not come through
@@ -92,7 +92,7 @@ def test_sphere_casts_its_shadow_on_a_plane():
     points = np.random.default_rng(0).uniform(-0.38, 0.38, (4000, 3)).astype(np.float32) * np.float32([1, 0, 1])
     normals = np.tile(np.float32([0, 1, 0]), (len(points), 1))
     wrong = []
-    open_share = np.asarray(visibility(jnp.asarray(vertices), faces, DIRECTIONS, points, normals, **SMALL))
+    open_share = np.asarray(distant_visibility(jnp.asarray(vertices), faces, DIRECTIONS, points, normals, **SMALL))
     for k in np.flatnonzero(DIRECTIONS[:, 1] > 0.3):
         to_centre = np.array([0, height, 0]) - points
         beside = np.linalg.norm(np.cross(to_centre, DIRECTIONS[k]), axis=1)
@@ -121,7 +121,7 @@ def test_lamp_far_away_is_a_direction():
     vertices, faces = joined(sphere((0, 0, 0), 0.1, 32), sphere((0.12, 0.05, 0), 0.05, 24))
     far = 1000 * DIRECTIONS[:4]
     near_way = np.asarray(lamp_visibility(jnp.asarray(vertices), faces, jnp.asarray(far), **SMALL))
-    far_way = np.asarray(visibility(jnp.asarray(vertices), faces, DIRECTIONS, **SMALL))[:, :4]
+    far_way = np.asarray(distant_visibility(jnp.asarray(vertices), faces, DIRECTIONS, **SMALL))[:, :4]
     lit = np.asarray(vertex_normals(jnp.asarray(vertices), faces)) @ DIRECTIONS[:4].T > 0.05
     assert ((near_way > 0.5) != (far_way > 0.5))[lit].mean() < 0.01
 
@@ -132,7 +132,7 @@ def test_agrees_with_a_loop_over_triangles():
         sphere((0, 0, 0), 0.1, 16), sphere((0.11, 0.05, 0.03), 0.04, 10), sphere((0, 0, 0.12), 0.03, 9)
     )
     normals = np.asarray(vertex_normals(jnp.asarray(vertices), faces))
-    open_share = np.asarray(visibility(jnp.asarray(vertices), faces, DIRECTIONS, **SMALL))
+    open_share = np.asarray(distant_visibility(jnp.asarray(vertices), faces, DIRECTIONS, **SMALL))
     lit = np.argwhere(normals @ DIRECTIONS.T > 0)
     pick = lit[rng.choice(len(lit), 1000, replace=False)]
     blocked = rays_blocked(vertices, faces, (vertices + 1e-4 * normals)[pick[:, 0]], DIRECTIONS[pick[:, 1]])
@@ -162,23 +162,25 @@ def test_agrees_with_mitsuba_on_a_head():
     ray = mi.Ray3f(mi.Point3f(origins.T.copy()), mi.Vector3f(np.tile(DIRECTIONS, (len(vertices), 1)).T.copy()))
     blocked = np.array(mi.load_dict({"type": "scene", "head": mesh}).ray_test(ray)).reshape(len(vertices), -1)
     lit = normals @ DIRECTIONS.T > 0
-    open_share = np.asarray(visibility(vertices, faces, DIRECTIONS))
+    open_share = np.asarray(distant_visibility(vertices, faces, DIRECTIONS))
     assert 0.05 < blocked[lit].mean() < 0.6
     assert ((open_share < 0.5) == blocked)[lit].mean() > 0.97
 
 
 def test_bad_triangles_cast_nothing_and_read_nothing():
     vertices, faces = sphere((0, 0, 0), 0.1, 12)
-    clean = visibility(jnp.asarray(vertices, jnp.float32), faces, DIRECTIONS, **SMALL)
+    clean = distant_visibility(jnp.asarray(vertices, jnp.float32), faces, DIRECTIONS, **SMALL)
     bad = np.concatenate([vertices, [[np.nan, 0, 0], [np.inf, 0, 0]]]).astype(np.float32)
     n = len(vertices)
     more = np.concatenate([faces, [[0, 0, 1], [n, 1, 2], [n + 1, 1, 2]]])
     normals = vertex_normals(jnp.asarray(vertices, jnp.float32), faces)
     points = jnp.concatenate([bad[:n], jnp.full((1, 3), jnp.nan)]).astype(jnp.float32)
-    got = visibility(jnp.asarray(bad), more, DIRECTIONS, points, jnp.concatenate([normals, normals[:1]]), **SMALL)
+    got = distant_visibility(
+        jnp.asarray(bad), more, DIRECTIONS, points, jnp.concatenate([normals, normals[:1]]), **SMALL
+    )
     assert jnp.isfinite(got).all()
     np.testing.assert_allclose(got[:n], clean, atol=1e-6)
-    nothing = visibility(jnp.zeros((3, 3)), np.array([[0, 1, 2]]), DIRECTIONS, points, points, **SMALL)
+    nothing = distant_visibility(jnp.zeros((3, 3)), np.array([[0, 1, 2]]), DIRECTIONS, points, points, **SMALL)
     assert jnp.isfinite(nothing).all()
 
 
@@ -190,12 +192,12 @@ def test_carries_no_derivative_and_compiles_once():
     @jax.jit
     def both(v, lamps):
         traces.append(1)
-        far = visibility(v, faces, DIRECTIONS, samples=5000, resolution=48)
+        far = distant_visibility(v, faces, DIRECTIONS, samples=5000, resolution=48)
         return jnp.concatenate([far, lamp_visibility(v, faces, lamps, samples=5000, resolution=48)], axis=-1)
 
     lamps = jnp.array([[0.5, 0.2, 0.1]])
     once = both(vertices, lamps)
-    eager = visibility(vertices, faces, DIRECTIONS, samples=5000, resolution=48)
+    eager = distant_visibility(vertices, faces, DIRECTIONS, samples=5000, resolution=48)
     assert (np.abs(once[:, :-1] - eager) > 1e-3).mean() < 1e-3  # rounding moves a sample to the next cell
     moved = jnp.stack([vertices, vertices * jnp.array([1.0, 1.2, 0.8])])
     batched = jax.vmap(both, in_axes=(0, None))(moved, lamps)
@@ -210,8 +212,8 @@ def test_refuses_directions_without_pairs_and_points_without_normals():
     vertices, faces = sphere((0, 0, 0), 0.1, 6)
     vertices = jnp.asarray(vertices, jnp.float32)
     with pytest.raises(InputError, match="opposite pairs"):
-        visibility(vertices, faces, DIRECTIONS[:8])
+        distant_visibility(vertices, faces, DIRECTIONS[:8])
     with pytest.raises(InputError, match="opposite pairs"):
-        visibility(vertices, faces, DIRECTIONS[:5])
+        distant_visibility(vertices, faces, DIRECTIONS[:5])
     with pytest.raises(InputError, match="go together"):
-        visibility(vertices, faces, DIRECTIONS, vertices)
+        distant_visibility(vertices, faces, DIRECTIONS, vertices)

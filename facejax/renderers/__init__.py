@@ -26,6 +26,8 @@ from facejax.renderers.microfacet import (
     specular_brdf,
     specular_from_cosines,
 )
+from facejax.renderers.monte_carlo import MonteCarloRender, make_monte_carlo_renderer, monte_carlo_light, table_lookup
+from facejax.renderers.occlusion import ambient_occlusion, ambient_occlusion_map, sky_share, thickness, thickness_map
 from facejax.renderers.path_tracer import make_path_tracer
 from facejax.renderers.raster import Fragments, antialias, fragments_of, interpolate, rasterise
 from facejax.renderers.sh import (
@@ -49,6 +51,13 @@ from facejax.renderers.sh import (
     sh_basis,
     to_convention,
     torrance_sparrow_kernel,
+)
+from facejax.renderers.shadows import (
+    ShadowedRender,
+    gather_lamps,
+    head_power,
+    make_shadowed_renderer,
+    shadowed_transfer,
 )
 from facejax.renderers.texel_shading import (
     TexelMaps,
@@ -77,6 +86,7 @@ from facejax.renderers.uv import (
     unwrap_image,
 )
 from facejax.renderers.vertex_shading import dib_vertex_light, vertex_diffuse, vertex_radiance, vertex_specular
+from facejax.renderers.visibility import distant_visibility, lamp_visibility, surface_samples
 
 __all__ = [
     "CONDON_SHORTLEY",
@@ -86,16 +96,21 @@ __all__ = [
     "Environment",
     "Fragments",
     "Light",
+    "MonteCarloRender",
     "NearLights",
     "Render",
     "SHConvention",
+    "ShadowedRender",
     "TexelMaps",
+    "ambient_occlusion",
+    "ambient_occlusion_map",
     "antialias",
     "box_pyramid",
     "brdf",
     "check_light",
     "check_surface",
     "dib_vertex_light",
+    "distant_visibility",
     "environment_directions",
     "face_at_texels",
     "facet_density",
@@ -105,19 +120,25 @@ __all__ = [
     "filtered_light",
     "fragments_of",
     "from_convention",
+    "gather_lamps",
     "gather_light",
     "gutter_chart",
+    "head_power",
     "interpolate",
     "irradiance",
     "irradiance_basis",
     "lambert",
     "lambert_kernel",
+    "lamp_visibility",
     "light_bases",
     "lobe_kernel",
     "locate_texels",
+    "make_monte_carlo_renderer",
     "make_path_tracer",
     "make_renderer",
+    "make_shadowed_renderer",
     "mirror_direction",
+    "monte_carlo_light",
     "phong_kernel",
     "power_along",
     "project_environment",
@@ -137,12 +158,16 @@ __all__ = [
     "sh_to_environment",
     "shade_chart",
     "shade_texels",
+    "shadowed_transfer",
+    "sky_share",
     "smith_g1",
     "solid_angles",
     "specular_albedo",
     "specular_brdf",
     "specular_from_cosines",
     "sphere_directions",
+    "surface_samples",
+    "table_lookup",
     "texel_diffuse",
     "texel_footprint",
     "texel_radiance",
@@ -150,6 +175,8 @@ __all__ = [
     "texel_subsurface",
     "texture_chart",
     "texture_from",
+    "thickness",
+    "thickness_map",
     "to_convention",
     "torrance_sparrow_kernel",
     "translucency_kernel",

@@ -36,8 +36,7 @@ from facejax.renderers.lights import (
 from facejax.renderers.microfacet import facet_density, specular_from_cosines
 from facejax.renderers.raster import antialias, interpolate, rasterise
 from facejax.renderers.texture import sample_texture
-from facejax.renderers.visibility import RESOLUTION, SAMPLES
-from facejax.renderers.visibility import visibility as find_visibility
+from facejax.renderers.visibility import RESOLUTION, SAMPLES, distant_visibility
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 _GOLDEN = (math.sqrt(5) - 1) / 2
@@ -136,7 +135,7 @@ class MonteCarloRender:
     def visibility_of(self, vertices: Float[Array, "v 3"]) -> Float[Array, "v d"]:
         """The visibility table that a call with these vertices (head frame) would make, to be kept for later calls."""
         options = {"samples": self.depth_samples, "resolution": self.resolution}
-        return find_visibility(vertices, self.topology.faces, self.directions, **options)
+        return distant_visibility(vertices, self.topology.faces, self.directions, **options)
 
     def __call__(
         self,

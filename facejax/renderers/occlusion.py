@@ -10,7 +10,7 @@ from facejax.geometry.errors import InputError
 from facejax.geometry.meshes import Topology, normalise, vertex_normals
 from facejax.renderers.lights import sphere_directions
 from facejax.renderers.uv import Chart, at_texels, gutter_chart, texture_chart, texture_from
-from facejax.renderers.visibility import RESOLUTION, SAMPLES, visibility
+from facejax.renderers.visibility import RESOLUTION, SAMPLES, distant_visibility
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 _PART = 64  # directions taken at once: a map of a million texels needs 256 MB for their table
@@ -51,7 +51,7 @@ def ambient_occlusion(
     for first in range(0, len(up), _PART // 2):
         half = up[first : first + _PART // 2]
         both = np.concatenate([half, -half])
-        visible = visibility(vertices, faces, both, points, normals, samples=samples, resolution=resolution)
+        visible = distant_visibility(vertices, faces, both, points, normals, samples=samples, resolution=resolution)
         cosine = jnp.maximum(jnp.matmul(normals, both.T, precision=_HIGHEST), 0.0)
         share, whole = share + jnp.sum(visible * cosine, axis=-1), whole + jnp.sum(cosine, axis=-1)
     return jax.lax.stop_gradient(_ratio(share, whole))

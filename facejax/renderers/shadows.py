@@ -33,7 +33,7 @@ from facejax.renderers.lights import (
 )
 from facejax.renderers.microfacet import gather_light, specular_from_cosines
 from facejax.renderers.sh import sh_basis
-from facejax.renderers.visibility import RESOLUTION, SAMPLES, lamp_visibility, visibility
+from facejax.renderers.visibility import RESOLUTION, SAMPLES, distant_visibility, lamp_visibility
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -170,7 +170,7 @@ class ShadowedRender:
         """
         options = {"samples": self.samples, "resolution": self.resolution}
         if not isinstance(light, NearLights):
-            return visibility(vertices, self.topology.faces, self.directions, points, normals, **options)
+            return distant_visibility(vertices, self.topology.faces, self.directions, points, normals, **options)
         if pose is None:
             raise InputError("Visibility towards near lamps depends on where the head is: give its pose too.")
         positions = jnp.matmul(light.positions - pose.translation, pose.rotation, precision=_HIGHEST)
@@ -248,7 +248,7 @@ def make_shadowed_renderer(
     """A `render` with cast shadows for one mesh topology and image size (height, width).
 
     directions: how many (even), or the set itself, evenly spread unit vectors in the head frame in opposite pairs.
-    distribution: of facets, "ggx" or "beckmann". samples, resolution: of depth maps, see `visibility`.
+    distribution: of facets, "ggx" or "beckmann". samples, resolution: of depth maps, see `distant_visibility`.
     """
     chosen = sphere_directions(directions) if isinstance(directions, int) else np.asarray(directions, np.float32)
     if chosen.ndim != 2 or chosen.shape[1] != 3:

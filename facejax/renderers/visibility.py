@@ -40,7 +40,7 @@ _HIGHEST = jax.lax.Precision.HIGHEST
 _Rows = tuple[Array, Array, Array]  # x, y, z of many points: three contiguous rows vectorise where (n, 3) does not
 
 
-def visibility(
+def distant_visibility(
     vertices: Float[Array, "v 3"],
     faces: Int[Array, "t 3"] | np.ndarray,
     directions: Float[Array, "d 3"] | np.ndarray,
@@ -103,7 +103,7 @@ def lamp_visibility(
     """Share of each near lamp's light (0 blocked, 1 open) that the mesh lets through to each point.
 
     positions: metres, in the vertices' frame; they may be as near to the mesh as a few of its samples' distances. The
-    rest as in `visibility`, without its pairs.
+    rest as in `distant_visibility`, without its pairs.
     """
     receivers, lift = _receivers(vertices, faces, points, normals)
     positions = jax.lax.stop_gradient(positions)
