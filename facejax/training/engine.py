@@ -245,7 +245,7 @@ class Watch:
             self._look_at(*self._under_way.popleft())
 
     def _look_at(self, step: int, numbers: jax.Array) -> None:
-        values = np.asarray(jax.device_get(numbers))
+        values = np.asarray(numbers)
         if not np.isfinite(values).all():
             wrong = [f"{n!r} is {v}" for n, v in zip(self._names, values, strict=True) if not math.isfinite(v)]
             terms = [w for w in wrong if not w.startswith(repr(_GRADIENT))] or wrong

