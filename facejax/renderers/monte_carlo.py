@@ -94,7 +94,7 @@ def monte_carlo_light(
 
 
 def table_lookup(
-    visible: Float[Array, "p d"] | Float[Array, "v d"],
+    visible: Float[Array, "rows d"],
     directions: np.ndarray,
     rotation: Float[Array, "3 3"],
     corners: tuple[Int[Array, "p 3"], Float[Array, "p 3"]] | None = None,
