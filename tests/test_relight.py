@@ -156,6 +156,23 @@ def test_even_light_gives_back_the_albedo(relit, result):
     np.testing.assert_allclose(middle / middle[0], np.array([0.5, 0.3, 0.2]) / 0.5, rtol=0.1)
 
 
+def test_paths_agree_with_self_shadowed_light(result):
+    """Under a lamp: the two renderers share nothing but the light. Light from face to face makes paths brighter."""
+    from facejax.renderers.llvm import MINIMUM_VERSION, find_llvm
+
+    found = find_llvm()
+    if found is None or found[1] < MINIMUM_VERSION:
+        pytest.skip("path tracing needs LLVM 16 or newer")
+    means = []
+    for traced in (False, True):
+        config = RelightConfig(size=48, frames=(0, 1), path_traced=traced, samples=16)
+        plan = plan_shots(result, config)
+        relighting = Relighting(result, lamp_at((0.4, -0.3, -0.3), plan, result), config, plan)
+        picture = relighting.picture(plan.shots[0])
+        means.append(picture[picture[..., 3] > 0.99][:, :3].mean() / relighting.factor)
+    assert means[0] == pytest.approx(means[1], rel=0.06)
+
+
 # -- pictures ---------------------------------------------------------------------------------------------------------
 
 
