@@ -34,7 +34,7 @@ from facejax.geometry.records import Camera, Face, Image, Pose
 from facejax.geometry.rotations import rotvec_to_matrix
 from facejax.renderers.lights import Light, NearLights, check_light, radiance_towards, rotate_light, sphere_directions
 from facejax.renderers.shadows import make_shadowed_renderer
-from facejax.renderers.uv import Chart, at_texels, fill_gutter, fill_holes, gutter_chart, locate_texels, texture_chart
+from facejax.renderers.uv import Chart, at_texels, fill_gutter, fill_outside, gutter_chart, locate_texels, texture_chart
 
 Row = tuple[str, object, object]
 """(name, value, control): a line of the table."""
@@ -53,6 +53,7 @@ _TURN_SECONDS = 6.0
 _TURNTABLE_DISTANCE = 1.2  # metres
 _MOST_ALBEDO = 0.9  # of what unwrapping made: highlights and background that got into a texture are above it
 _BLUER = 0.75  # of ln(blue / red) against the skin's own
+_STIFF = 0.02  # of the mesh's edges against known texels, where colour is continued
 _SEEN = (0.12, 0.4)  # squared cosine at which a texel's colour begins to be trusted, and is fully
 _BACKDROP = 0.6  # of the light behind the head: dimmed, so that the eye goes to the face
 
@@ -201,10 +202,12 @@ def relightable(result: TrackResult) -> dict[str, Array]:
         trust = np.zeros(size * size, np.float32)
         trust[chart.texels] = np.clip((view - _SEEN[0]) / (_SEEN[1] - _SEEN[0]), 0, 1)
         trust *= ~_foreign(result, chart, view).ravel()
-        texture = np.array(fill_holes(texture, trust.reshape(size, size)), np.float32)
+        flat = texture.reshape(-1, 3)[chart.texels]
+        flat = _continued(flat, trust[chart.texels], chart, result.faces, len(albedo))
         at = np.asarray(at_texels(jnp.asarray(albedo), chart.triangles, chart.weights))
-        flat = texture.reshape(-1, 3)
-        flat[chart.texels] = np.minimum(flat[chart.texels], _MOST_ALBEDO / np.maximum(at, 1e-3))
+        texture = np.ones((size * size, 3), np.float32)
+        texture[chart.texels] = np.minimum(flat, _MOST_ALBEDO / np.maximum(at, 1e-3))
+        texture = fill_outside(texture.reshape(size, size, 3), chart.covered)
         texture = np.asarray(fill_gutter(jnp.asarray(texture), chart, gutter_chart(result.topology, chart)))
     shiny = bool((result.specular > 0).any())
     return {
@@ -213,6 +216,33 @@ def relightable(result: TrackResult) -> dict[str, Array]:
         "specular": jnp.asarray(result.specular if shiny else np.full_like(result.specular, 0.03)),
         "roughness": jnp.asarray(result.roughness if shiny else np.full_like(result.roughness, 0.3)),
     }
+
+
+def _continued(
+    factor: Float[np.ndarray, "n 3"], trust: Float[np.ndarray, "n"], chart: Chart, faces: np.ndarray, n_vertices: int
+) -> Float[np.ndarray, "n 3"]:
+    """Factors of a chart's texels, those of low trust continued from the others smoothly over the mesh.
+
+    Not over the texture: charts that meet at a seam would each be filled from their own side, and it would show. The
+    logarithm is spread over the mesh's edges (a screened Poisson equation); parts without any known texel become 1.
+    """
+    from scipy.sparse import coo_matrix, diags
+    from scipy.sparse.linalg import splu
+
+    share = chart.weights * trust[:, None]
+    corner = chart.triangles.ravel()
+    weight = np.bincount(corner, share.ravel(), n_vertices)
+    log = np.log(np.clip(factor, 0.02, 50.0))
+    known = np.stack([np.bincount(corner, (share * log[:, None, c]).ravel(), n_vertices) for c in range(3)], axis=-1)
+    data = np.minimum(weight, 1.0)
+    target = data[:, None] * known / np.maximum(weight, 1e-6)[:, None]
+    i, j = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]).T
+    edges = coo_matrix((np.ones(2 * len(i)), (np.r_[i, j], np.r_[j, i])), (n_vertices, n_vertices)).tocsr()
+    degree = np.asarray(edges.sum(axis=1)).ravel()
+    matrix = diags(data + _STIFF * degree + 1e-6) - _STIFF * edges
+    spread = splu(matrix.tocsc()).solve(target)
+    filled = np.exp(np.einsum("nkc,nk->nc", spread[chart.triangles], chart.weights))
+    return (factor * trust[:, None] + filled * (1 - trust[:, None])).astype(np.float32)
 
 
 def _foreign(result: TrackResult, chart: Chart, view: np.ndarray) -> np.ndarray:
