@@ -373,12 +373,15 @@ class CheckpointsPin:
     """How many test examples to bring along."""
     tolerance: float = 0.01
     """Relative tolerance of every number, at most 0.02."""
+    recipe: Annotated[str, tyro.conf.arg(metavar="FILE")] = ""
+    """The recipe's .py file, where it is one of your own."""
 
     def run(self) -> int:
         """Runs the command; the exit status."""
         from facejax.evaluation.reproduce import pin
 
-        pin(self.run_folder, self.data, self.out, examples=self.examples, tolerance=self.tolerance)
+        count, tolerance, recipe = self.examples, self.tolerance, self.recipe
+        pin(self.run_folder, self.data, self.out, examples=count, tolerance=tolerance, recipe_file=recipe)
         print(f"{self.out} is written; `facejax reproduce {self.out}` measures it again")
         return 0
 
@@ -423,13 +426,15 @@ class Reproduce:
 
     name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
     """A name from `facejax checkpoints list`, or a folder."""
+    recipe: Annotated[str, tyro.conf.arg(metavar="FILE")] = ""
+    """The recipe's .py file, where it is one of your own."""
 
     def run(self) -> int:
         """Runs the command; the exit status is 1 when a number is off by more than its tolerance."""
         use_compilation_cache()
         from facejax.evaluation.reproduce import reproduce
 
-        compared = reproduce(self.name)
+        compared = reproduce(self.name, self.recipe)
         for row in compared:
             word = "agrees" if row.agrees else "DIFFERS"
             print(

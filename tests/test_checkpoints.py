@@ -42,9 +42,10 @@ def made(tmp_path_factory, home):
     data = toy_recipe.make_data(folder / "data")
     recipe = toy_recipe.Toy(override(toy_recipe.Toy.presets["small"].config, ["run.steps=6"]))
     train(recipe, data, folder / "run")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("facejax.evaluation.reproduce.find_recipe", lambda name: toy_recipe.Toy)
-        pin(folder / "run", data, folder / "toy-1", examples=13, say=lambda line: None)
+    options = {"recipe_file": toy_recipe.__file__, "say": lambda line: None}
+    pin(folder / "run", data, folder / "toy-1", examples=13, **options)
+    with pytest.raises(InputError, match="There is no recipe 'toy'"):
+        pin(folder / "run", data, folder / "toy-2")
     return folder / "run", folder / "toy-1"
 
 

@@ -48,11 +48,12 @@ class Compared:
         return abs(self.measured - self.recorded) <= self.tolerance * abs(self.recorded)
 
 
-def reproduce(name: str | Path) -> list[Compared]:
+def reproduce(name: str | Path, recipe_file: str = "") -> list[Compared]:
     """Runs the evaluation of a pinned checkpoint again, on the data that it brings, and compares every number.
 
-    name: of a checkpoint that came with the package or was fetched, or a folder. Raises `InputError` for an unknown
-    one, for a file that is missing, truncated or altered (by name), and for a run, which was not pinned yet.
+    name: of a checkpoint that came with the package or was fetched, or a folder. recipe_file: the .py file of its
+    recipe, where that is not installed; a checkpoint never brings code. Raises `InputError` for an unknown one, for a
+    file that is missing, truncated or altered (by name), and for a run, which was not pinned yet.
     """
     folder = find_checkpoint(name)
     manifest, arrays = read_network(folder)
@@ -64,7 +65,7 @@ def reproduce(name: str | Path) -> list[Compared]:
             raise InputError(
                 f"{folder} allows {value!r} a tolerance of {told['tolerance']:g}, over {MOST_TOLERANCE:g}: pin it anew."
             )
-    recipe, arrays = revive(find_recipe(manifest["recipe"]), int(manifest["version"]), manifest["config"], arrays)
+    recipe, arrays = _revived(manifest, arrays, recipe_file)
     scores = _scores(recipe, arrays, RecordFolder(folder / _EVALUATION, "test"), recorded["batch"])
     missing = sorted(set(recorded["values"]) - set(scores))
     if missing:
@@ -83,13 +84,15 @@ def pin(
     *,
     examples: int = 64,
     tolerance: float = 0.01,
+    recipe_file: str = "",
     say: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Makes a pinned checkpoint of a complete run's best step, and measures it; gives back the manifest.
 
     run: folder of `train`; data: the data folder that it was trained on; out: folder to write, whose name is the
-    checkpoint's. examples: how many of the test split to bring along. tolerance: relative, of every number. Raises
-    `InputError` for a run that is not complete, and for data other than it was trained on.
+    checkpoint's. examples: how many of the test split to bring along. tolerance: relative, of every number.
+    recipe_file: the .py file of the recipe, where it is not installed. Raises `InputError` for a run that is not
+    complete, and for data other than it was trained on.
     """
     if not 0 < tolerance <= MOST_TOLERANCE:
         raise InputError(f"A tolerance lies above 0 and at most at {MOST_TOLERANCE:g}, not at {tolerance:g}.")
@@ -101,7 +104,7 @@ def pin(
         raise InputError(f"{run} is not a run of `facejax train`: expected the folder that --out named.")
     if fingerprint(data) != manifest["data"]:
         raise InputError(f"{data} is not the data that {run} was trained on: give the same --data.")
-    recipe, arrays = revive(find_recipe(manifest["recipe"]), int(manifest["version"]), manifest["config"], arrays)
+    recipe, arrays = _revived(manifest, arrays, recipe_file)
     source = recipe.data(data, "test")
     count, batch = min(examples, len(source)), min(64, examples)
     with atomic_folder(out, [MANIFEST, NETWORK, _EVALUATION]) as partial:
@@ -132,6 +135,13 @@ def pin(
         }
         (partial / MANIFEST).write_text(json.dumps(pinned, indent=1) + "\n")
     return pinned
+
+
+def _revived(manifest: dict[str, Any], arrays: dict[str, Any], recipe_file: str) -> tuple[Recipe, dict[str, Any]]:
+    kind = find_recipe(recipe_file or manifest["recipe"])
+    if kind.name != manifest["recipe"]:
+        raise InputError(f"The checkpoint is of the recipe {manifest['recipe']!r}, not {kind.name!r}: give that one.")
+    return revive(kind, int(manifest["version"]), manifest["config"], arrays)
 
 
 def _scores(recipe: Recipe, arrays: dict[str, Any], source: Source, batch: int) -> dict[str, float]:
