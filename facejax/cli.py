@@ -279,10 +279,10 @@ class Train:
         from facejax.data.sources import MachineError
         from facejax.training import find_recipe, join_hosts, override, preset_of, train
 
+        if self.distributed or self.coordinator:
+            join_hosts(self.coordinator, self.hosts, self.host)  # before anything else that asks JAX for devices
         kind = find_recipe(self.recipe)
         recipe = kind(override(preset_of(kind, self.preset).config, self.set))
-        if self.distributed or self.coordinator:
-            join_hosts(self.coordinator, self.hosts, self.host)
         if self.make_data and not data.exists():
             recipe.write_data(data)
         try:

@@ -136,6 +136,18 @@ def test_the_best_is_kept_beside_the_last(data, tmp_path):
     assert kept == {outcome.best_step, 8}
 
 
+def test_scores_that_are_no_numbers_are_never_best(tmp_path):
+    checkpoints = Checkpoints(open_folder(tmp_path), "error")
+    for step, error in ((1, 2.0), (2, 1.0), (3, float("nan")), (4, 3.0)):
+        checkpoints.save(step, {"x": jnp.ones(3)}, step, {"error": error})
+        checkpoints.wait()
+    assert (checkpoints.best(), checkpoints.last()) == (2, 4)
+    checkpoints.close()
+    again = Checkpoints(open_folder(tmp_path), "error")
+    assert (again.best(), again.last(), again.scores(2)) == (2, 4, {"error": 1.0})
+    again.close()
+
+
 def test_scores_are_means_over_all_examples_whatever_the_batch(data):
     """13 examples do not divide into batches of 8 or 5: what fills the last batch must not count."""
     recipe, mesh = toy(), one_device()

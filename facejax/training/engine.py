@@ -87,6 +87,8 @@ def train(
     """
     began = time.perf_counter()
     run, machine = recipe.config.run, recipe.config.machine
+    if jax.process_index() != 0:  # one host speaks
+        progress = say = None
     progress, say, data = progress or _ignore, say or _ignore, Path(data).expanduser()
     with contextlib.ExitStack() as stack:
         # Where: devices, the folder, the data.
@@ -113,8 +115,9 @@ def train(
 
         # By what: the compiled step, and batches from where the last one ended.
         share = Share(jax.process_index(), jax.process_count())
+        augment = None if type(recipe).augment is Recipe.augment else recipe.augment
         batches = Batches(
-            source, run.batch, seed=run.seed, position=start, share=share, augment=recipe.augment,
+            source, run.batch, seed=run.seed, position=start, share=share, augment=augment,
             threads=machine.threads, workers=machine.workers,
         )  # fmt: skip
         stack.callback(batches.close)

@@ -13,6 +13,7 @@ Every part but the lock may also lie on gs:// (etils and tensorstore see to that
 import contextlib
 import errno
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -168,7 +169,7 @@ class Checkpoints:
     def best(self) -> int | None:
         """Step of the best checkpoint that was evaluated; the last one where none was."""
         known = {step: self._scores.get(step, {}).get(self._score) for step in self._manager.all_steps()}
-        scored = {step: score for step, score in known.items() if score is not None}
+        scored = {step: score for step, score in known.items() if score is not None and math.isfinite(score)}
         return min(scored, key=lambda step: scored[step]) if scored else self.last()
 
     def scores(self, step: int) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import time
 from typing import Any
 
@@ -98,7 +99,7 @@ class Reporter:
         self._file: Any = None
         if not self._here:
             return
-        if tensorboard != "off":
+        if tensorboard == "on" or (tensorboard == "auto" and not is_remote(folder)):
             self._events = self._open_events(tensorboard == "on", resumed_at)
         if self._path.exists():
             self._lines = [line for line in self._path.read_text().splitlines() if _kept(line, resumed_at)]
@@ -120,6 +121,7 @@ class Reporter:
         """Adds one line, and its numbers to TensorBoard."""
         if not self._here:
             return
+        values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         text = json.dumps({"step": step, "time": round(time.time(), 3), **values})
         if self._file is None:
             self._lines.append(text)
