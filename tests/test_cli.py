@@ -56,7 +56,7 @@ def test_python_m_facejax():
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["track"], ["assets"], ["assets", "install"], ["assets", "list"], ["demo"], ["doctor"]],
+    [[], ["track"], ["assets"], ["assets", "install"], ["assets", "list"], ["demo"], ["doctor"], ["relight"]],
     ids=lambda a: " ".join(a) or "facejax",
 )
 def test_help_of_every_command(arguments, capsys):

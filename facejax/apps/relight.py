@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Float32, UInt8
 import facejax
 from facejax.apps.pictures import Window, face_window
 from facejax.data.environments import load_environment, load_sh
-from facejax.data.files import atomic_folder, atomic_write
+from facejax.data.files import atomic_folder, atomic_write, terminate_as_interrupt
 from facejax.data.results import TrackResult
 from facejax.data.video import write_video
 from facejax.geometry.cameras import crop_camera
@@ -605,7 +605,7 @@ def relight_folder(
         assert point is not None
         light = lamp_at(point, plan, result)
         fill = dim_room(light, plan.pivot)
-    with atomic_folder(out, RELIT_FILES) as target:
+    with terminate_as_interrupt(), atomic_folder(out, RELIT_FILES) as target:
         report("light", 0, 1)
         relighting = Relighting(result, light, config, plan, fill=fill)
         report("light", 1, 1)

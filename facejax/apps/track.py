@@ -6,10 +6,8 @@ import hashlib
 import os
 import platform
 import shutil
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ import numpy as np
 
 import facejax
 from facejax.apps.pictures import overlay_video, preview_frames, preview_png, write_renders
-from facejax.data.files import atomic_folder
+from facejax.data.files import atomic_folder, terminate_as_interrupt
 from facejax.data.gltf import write_glb
 from facejax.data.landmarks import Landmarks, detect_landmarks, load_landmarks
 from facejax.data.load import load_model
@@ -78,7 +76,7 @@ def track(
         report(stage, done, total)
 
     work = progress_folder(out)
-    with _terminate_as_interrupt(), atomic_folder(out, (*RESULT_FILES, *extra_files)) as folder, clock:
+    with terminate_as_interrupt(), atomic_folder(out, (*RESULT_FILES, *extra_files)) as folder, clock:
         if not resume:
             shutil.rmtree(work, ignore_errors=True)
         resumed = work.is_dir()
@@ -233,23 +231,6 @@ class StageClock:
         if event.startswith("/jax/core/compile/"):
             now = time.perf_counter()
             self._compiled.append((now - duration_secs, now))
-
-
-@contextlib.contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
-    """SIGTERM, which batch systems send, cleans up as Ctrl-C does. Only the main thread may ask for that."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _stamp(path: Path | str | None) -> tuple[str, int, int] | None:

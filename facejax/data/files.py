@@ -4,6 +4,8 @@ import errno
 import os
 import secrets
 import shutil
+import signal
+import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -133,3 +135,20 @@ def _swap_in(partial: Path, path: Path, ours: list[str]) -> None:
         if entry.name not in ours:
             os.replace(entry, path / entry.name)
     shutil.rmtree(old)
+
+
+@contextmanager
+def terminate_as_interrupt() -> Iterator[None]:
+    """SIGTERM, which batch systems send, cleans up as Ctrl-C does. Only the main thread may ask for that."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
