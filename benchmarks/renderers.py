@@ -18,7 +18,7 @@ import numpy as np
 from machine import Row, machine_facts, print_table, say
 
 from facejax.data.environments import load_environment
-from facejax.data.ict import part_vertices
+from facejax.data.ict import PARTS as ICT_PARTS
 from facejax.data.load import load_model
 from facejax.geometry.cameras import project, to_camera_frame
 from facejax.geometry.meshes import Topology, vertex_normals
@@ -35,6 +35,7 @@ from facejax.renderers.shadows import ShadowedRender, make_shadowed_renderer
 
 PARTS = ("speed", "visibility", "accuracy", "environment", "refresh", "batch")
 SIZE = (256, 256)
+SKIN = ICT_PARTS["mouth_socket"][0]  # face, head and neck come before the mouth
 CAMERA = Camera(focal=jnp.array([600.0, 600.0]), principal_point=jnp.array([128.0, 128.0]))
 _SPECULAR, _ROUGHNESS, _ALBEDO = 0.04, 0.3, 0.6
 
@@ -44,16 +45,15 @@ _SPECULAR, _ROUGHNESS, _ALBEDO = 0.04, 0.3, 0.6
 
 def skin_and_neck(head: MorphableHead) -> tuple[Topology, np.ndarray]:
     """(topology, vertices) of the part of ICT-FaceKit that is skin: 11,248 vertices, 22,288 triangles."""
-    part = part_vertices("skin")
     faces = head.topology.faces
-    own = ((faces >= part.start) & (faces < part.stop)).all(axis=1)
+    own = (faces < SKIN).all(axis=1)
     topology = Topology(
-        faces=(faces[own] - part.start).astype(np.int32),
+        faces=faces[own].astype(np.int32),
         uv=head.topology.uv,
         uv_faces=head.topology.uv_faces[own],
-        n_vertices=part.stop - part.start,
+        n_vertices=SKIN,
     )
-    return topology, np.asarray(head.params.mean)[part]
+    return topology, np.asarray(head.params.mean)[:SKIN]
 
 
 def face_of(vertices: Any, specular: float = _SPECULAR, albedo: float = _ALBEDO) -> Face:
@@ -305,10 +305,9 @@ def measure_environment(topology: Topology, vertices: np.ndarray, path: Path, pa
 
 def measure_refresh(head: MorphableHead, topology: Topology) -> dict[str, Any]:
     """What a visibility table of N steps ago costs while a mouth opens fully within 24 steps."""
-    part = part_vertices("skin")
     names = list(head.expression_names)
-    opened = np.asarray(head.params.expression_basis[names.index("jawOpen")])[part]
-    rest = np.asarray(head.params.mean)[part]
+    opened = np.asarray(head.params.expression_basis[names.index("jawOpen")])[:SKIN]
+    rest = np.asarray(head.params.mean)[:SKIN]
     light, pose = key_light(), pose_of(0.35)
     renderer = make_shadowed_renderer(topology, SIZE)
     draw = jax.jit(lambda v, table: renderer(face_of(v), light, pose, CAMERA, visibility=table))

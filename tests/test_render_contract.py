@@ -3,6 +3,7 @@
 A renderer joins by one line in `RENDERERS`; how it treats shadows, noise and edges is for its own tests.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -179,3 +180,39 @@ def test_gradients_stay_finite_on_broken_meshes(name):
         assert np.isfinite(leaf).all()
     for part in (gradients[0].albedo, gradients[0].vertices, gradients[1], gradients[2].translation):
         assert np.abs(part).max() > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"faces": TOPOLOGY.faces[:0], "uv_faces": TOPOLOGY.uv_faces[:0]}, "needs triangles"),
+        ({"n_vertices": 10}, "vertices from 0 to 9"),
+        ({"uv": TOPOLOGY.uv[:5]}, "one of 5 texture coordinates"),
+        ({"uv_faces": TOPOLOGY.uv_faces[:-1]}, "as many as triangles"),
+    ],
+    ids=["empty", "out of range", "uv out of range", "uv triangles"],
+)
+def test_meshes_that_cannot_be_drawn_are_refused(name, change, words):
+    with pytest.raises(InputError, match=words):
+        RENDERERS[name](dataclasses.replace(TOPOLOGY, **change), SIZE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"face": face_of(VERTICES[:-1])}, "made for"),
+        ({"face": FACE.replace(vertices=FACE.vertices.at[3, 1].set(jnp.nan))}, "NaN or infinite among the vertices"),
+        ({"face": FACE.replace(albedo=1.5 * jnp.ones_like(FACE.albedo))}, "albedo must be in"),
+        ({"face": FACE.replace(roughness=jnp.zeros_like(FACE.roughness))}, "Roughness"),
+        ({"face": FACE.replace(texture=-FACE.texture)}, "cannot be negative"),
+        ({"pose": POSE.replace(rotation=1.1 * POSE.rotation)}, "proper rotation"),
+        ({"pose": POSE.replace(rotation=-POSE.rotation)}, "proper rotation"),
+        ({"light": jnp.ones((10, 3))}, "bands²"),
+        ({"camera": CAMERA.replace(focal=jnp.array([0.0, 1.0]))}, "positive focal"),
+    ],
+    ids=["vertices", "nan", "albedo", "roughness", "texture", "scaled", "mirrored", "coefficients", "focal"],
+)
+def test_values_that_would_draw_black_are_refused(name, arguments, words):
+    given = {"face": FACE, "light": LIGHT, "pose": POSE, "camera": CAMERA, "key": KEY, **arguments}
+    with pytest.raises(InputError, match=words):
+        renderer(name)(**given)

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from facejax.geometry.cameras import project, to_camera_frame
 from facejax.geometry.meshes import Topology, edge_neighbours, normalise, vertex_normals
 from facejax.geometry.records import Camera, Face, Image, Pose, PRNGKey
+from facejax.renderers.checks import check_coefficients, check_scene, check_topology
 from facejax.renderers.raster import antialias, interpolate, rasterise
 from facejax.renderers.sh import irradiance_basis, reflection_basis
 from facejax.renderers.texture import sample_texture
@@ -50,6 +51,7 @@ def vertex_light(
     face: Face, light: Float[Array, "b 3"], pose: Pose, normals_head: Float[Array, "v 3"]
 ) -> tuple[Float[Array, "v 3"], Float[Array, "v 3"]]:
     """(irradiance / pi, specular radiance) at vertices, unshadowed, light in the camera frame; never negative."""
+    check_coefficients(light)
     diffuse, specular = light_bases(face, pose, normals_head, math.isqrt(light.shape[0]))
     product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
     return jnp.maximum(product(diffuse, light), 0.0), jnp.maximum(product(specular, light), 0.0)
@@ -80,13 +82,16 @@ def make_renderer(
 ) -> Render:
     """A `render` for one mesh topology and image size (height, width).
 
-    shade: (face, light, pose, normals_head) -> (irradiance / pi, specular radiance) at vertices.
+    shade: (face, light, pose, normals_head) -> (irradiance / pi, specular radiance) at vertices. Raises `InputError`
+    for a mesh or size that cannot be drawn, and at calls outside of `jit` for values that cannot (`check_scene`).
     """
+    check_topology(topology, size)
     faces, uv_faces, uv = topology.faces, topology.uv_faces, topology.uv
     neighbours = edge_neighbours(faces)
 
     def render(face: Face, light: Array, pose: Pose, camera: Camera, key: PRNGKey | None = None) -> Image:
         del key
+        check_scene(topology, face, pose, camera)
         in_camera = to_camera_frame(face.vertices, pose)
         on_image = jnp.concatenate([project(in_camera, camera), in_camera[:, 2:]], axis=-1)
         fragments = rasterise(on_image, faces, size, cull=cull)

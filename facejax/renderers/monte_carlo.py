@@ -24,6 +24,7 @@ from facejax.geometry.cameras import project, to_camera_frame
 from facejax.geometry.errors import InputError
 from facejax.geometry.meshes import Topology, edge_neighbours, normalise, vertex_normals
 from facejax.geometry.records import Camera, Face, Image, Pose, PRNGKey
+from facejax.renderers.checks import check_known_light, check_scene, check_topology
 from facejax.renderers.lights import (
     Environment,
     Light,
@@ -154,6 +155,8 @@ class MonteCarloRender:
             raise InputError(
                 "The Monte Carlo renderer draws directions of distant light, got lamps: use `make_shadowed_renderer`."
             )
+        check_scene(self.topology, face, pose, camera)
+        check_known_light(light)
         if not isinstance(light, Environment):
             light = sh_to_environment(light)
         if visibility is None:
@@ -207,6 +210,7 @@ def make_monte_carlo_renderer(
 
     samples: per pixel, even. directions: of the visibility table. depth_samples, resolution: of its depth maps.
     """
+    check_topology(topology, size)
     return MonteCarloRender(
         topology=topology,
         size=size,

@@ -25,6 +25,7 @@ from facejax.geometry.cameras import project, to_camera_frame
 from facejax.geometry.errors import InputError
 from facejax.geometry.meshes import Topology, vertex_normals
 from facejax.geometry.records import Camera, Face, Image, Pose, PRNGKey
+from facejax.renderers.checks import check_known_light, check_scene, check_topology
 from facejax.renderers.lights import Environment, Light, NearLights, environment_directions, radiance_towards
 from facejax.renderers.llvm import require_llvm
 from facejax.renderers.mitsuba_bsdf import skin_bsdf_class
@@ -106,7 +107,8 @@ def make_path_tracer(
     trace.defvjp(trace_forward, trace_backward, symbolic_zeros=True)
 
     def render(face: Face, light: Light, pose: Pose, camera: Camera, key: PRNGKey | None = None) -> Image:
-        _check_shapes(face, light, topology)
+        check_scene(topology, face, pose, camera)
+        check_known_light(light)
         in_camera = to_camera_frame(face.vertices, pose)
         normals = vertex_normals(face.vertices, topology.faces)
         inputs = _Inputs(
@@ -120,9 +122,6 @@ def make_path_tracer(
             principal_point=camera.principal_point,
             light=_light_arrays(light),
         )
-        leaves = jax.tree.leaves(inputs)
-        if not any(isinstance(x, jax.core.Tracer) for x in leaves):  # else the callback does, with a longer traceback
-            _check_values(inputs._replace(light=tuple(np.asarray(x) for x in inputs.light)))
         seed = jnp.uint32(0) if key is None else jax.random.bits(key, (), jnp.uint32)
         colour, coverage, triangle = trace(inputs, seed)
         on_image = jnp.concatenate([project(in_camera, camera), in_camera[:, 2:]], axis=-1)
@@ -138,36 +137,11 @@ def make_path_tracer(
 def _check_options(
     topology: Topology, size: tuple[int, int], samples: int, max_depth: int, silhouettes: Silhouettes
 ) -> None:
-    faces, uv_faces = np.asarray(topology.faces), np.asarray(topology.uv_faces)
-    if len(size) != 2 or min(size) < 1:
-        raise InputError(f"An image size is (height, width) in pixels, both at least 1, got {size}.")
-    if faces.ndim != 2 or faces.shape[1] != 3 or not len(faces):
-        raise InputError(f"A mesh to draw needs triangles, (T, 3) vertex ids, got {faces.shape}.")
-    if faces.min() < 0 or faces.max() >= topology.n_vertices:
-        raise InputError(
-            f"Triangles must name vertices from 0 to {topology.n_vertices - 1}, got {faces.min()} to {faces.max()}."
-        )
-    if uv_faces.shape != faces.shape or uv_faces.min() < 0 or uv_faces.max() >= len(topology.uv):
-        raise InputError(
-            f"UV triangles must be as many as triangles, {faces.shape}, and name one of {len(topology.uv)} texture "
-            f"coordinates, got {uv_faces.shape} with ids from {uv_faces.min()} to {uv_faces.max()}."
-        )
+    check_topology(topology, size)
     if samples < 1 or max_depth < 2:
         raise InputError(f"A path tracer needs samples >= 1 and max_depth >= 2, got {samples} and {max_depth}.")
     if silhouettes not in ("none", "outline", "all"):
         raise InputError(f'silhouettes is "none", "outline" or "all", got {silhouettes!r}.')
-
-
-def _check_shapes(face: Face, light: Light, topology: Topology) -> None:
-    if face.vertices.shape != (topology.n_vertices, 3):
-        raise InputError(
-            f"This renderer was made for {topology.n_vertices} vertices, got {face.vertices.shape}: "
-            "make one for this head's topology."
-        )
-    if not isinstance(light, Environment | NearLights):
-        rows = light.shape[0] if light.ndim == 2 else 0
-        if light.ndim != 2 or light.shape[1] != 3 or rows == 0 or round(rows**0.5) ** 2 != rows:
-            raise InputError(f"Light as spherical harmonics is (bands², 3), got {light.shape}.")
 
 
 def _refuse_beyond_direct(inputs: Any) -> None:

@@ -21,6 +21,7 @@ from facejax.geometry.cameras import to_camera_frame
 from facejax.geometry.errors import InputError
 from facejax.geometry.meshes import Topology, normalise, vertex_normals
 from facejax.geometry.records import Camera, Face, Image, Pose, PRNGKey
+from facejax.renderers.checks import check_known_light, check_scene
 from facejax.renderers.deferred import Render, make_renderer
 from facejax.renderers.lights import (
     Environment,
@@ -229,6 +230,8 @@ class ShadowedRender:
         visibility: Float[Array, "v d"] | None = None,
     ) -> Image:
         """The picture. visibility: a table from `visibility_of`, perhaps of an earlier step; None makes one now."""
+        check_scene(self.topology, face, pose, camera)
+        check_known_light(light)
         normals = vertex_normals(face.vertices, self.topology.faces)
         lit = self.light_on(face, light, pose, normals, visibility)
         return self.draw(face, jnp.concatenate(lit, axis=-1), pose, camera, key)
