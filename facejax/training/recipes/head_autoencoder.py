@@ -90,8 +90,8 @@ class HeadAutoencoder(Recipe[HeadAutoencoderConfig]):
     presets: ClassVar = {
         "small": Preset(
             command="facejax train head-autoencoder --preset small --data heads --make-data --out run",
-            hardware="2 CPU cores, busy with other jobs (load 14)",
-            time="68 s, writing the data included",
+            hardware="2 CPU cores, busy with other jobs too (load 7)",
+            time="28 s, writing the data included",
             score="vertex error 0.837 mm on 128 test heads (the mean head: 5.197 mm)",
             config=HeadAutoencoderConfig(
                 run=Run(steps=4000, batch=64), machine=Machine(eval_every=500, save_every=500, log_every=100)
