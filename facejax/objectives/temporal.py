@@ -7,15 +7,11 @@ from jaxtyping import Array, Float
 from facejax.objectives.landmarks import robust
 
 
-def acceleration(values: Float[Array, "f *n"], weights: Float[Array, "f"]) -> Float[Array, ""]:
-    """Sum over time and components of squared second differences, each weighted by its three frames' product."""
-    second = values[2:] - 2 * values[1:-1] + values[:-2]
-    weight = weights[2:] * weights[1:-1] * weights[:-2]
-    return jnp.sum(weight.reshape((-1,) + (1,) * (values.ndim - 1)) * second**2)
-
-
 def robust_acceleration(values: Float[Array, "f *n"], weights: Float[Array, "f"], scale: float) -> Float[Array, ""]:
-    """The same with a pseudo-Huber loss: noise below `scale` is smoothed, a sudden true change is let through."""
+    """Sum over time and components of pseudo-Huber second differences, each weighted by its three frames' product.
+
+    Noise below `scale` is smoothed, a sudden true change is let through.
+    """
     second = values[2:] - 2 * values[1:-1] + values[:-2]
     weight = weights[2:] * weights[1:-1] * weights[:-2]
     return jnp.sum(weight.reshape((-1,) + (1,) * (values.ndim - 1)) * robust(second**2, scale))
