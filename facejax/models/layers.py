@@ -1,0 +1,244 @@
+"""Layers of the deep appearance model and of the lighting network, and flax nnx networks as pure functions.
+
+Layers take one item, (height, width, channels) or (features,); `jax.vmap` makes batches, and computes what depends on
+the weights alone once for all of them.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from facejax.geometry.records import PRNGKey, PyTree
+
+SLOPE = 0.2
+"""Of every leaky ReLU: Lombardi et al. 2018 for the deep appearance model, our choice for the lighting network."""
+
+_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+
+
+def leaky_relu(x: Float[Array, "*n"], slope: float = SLOPE) -> Float[Array, "*n"]:
+    """x where it is positive, else `slope` times x."""
+    return jnp.where(x >= 0, x, slope * x)
+
+
+def normalised_weight(direction: Float[Array, "*i o"], gain: Float[Array, "o"]) -> Float[Array, "*i o"]:
+    """Weight normalisation of Lombardi et al. 2018's released code: `gain * direction / norm of the whole direction`.
+
+    The norm is the Frobenius norm of the *whole* tensor; Salimans and Kingma (2016) take one norm per output channel,
+    which is another thing: here the channels' directions still trade length among themselves.
+    """
+    return direction * (gain * jax.lax.rsqrt(jnp.sum(direction**2)))
+
+
+def glorot_uniform(key: PRNGKey, shape: tuple[int, ...], slope: float, taps: int | None = None) -> Float[Array, "..."]:
+    """Uniform of variance 2 gain² / ((inputs + outputs) taps), with the gain sqrt(2 / (1 + slope²)) of a leaky ReLU.
+
+    shape: (*kernel, inputs, outputs). slope: of the activation that follows, 1 for none. taps: how many kernel elements
+    meet in one output, all of them unless given.
+    """
+    taps = int(np.prod(shape[:-2])) if taps is None else taps
+    spread = np.sqrt(2 / (1 + slope**2)) * np.sqrt(2 / ((shape[-2] + shape[-1]) * taps))
+    bound = float(np.sqrt(3) * spread)
+    return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+
+
+def convolve(
+    x: Float[Array, "h w i"], kernel: Float[Array, "k k i o"], stride: int = 1, padding: int = 0, bf16: bool = False
+) -> Float[Array, "_ _ o"]:
+    """Cross-correlation with zeros around, float32 out; `bf16` multiplies and adds in bfloat16."""
+    kind = jnp.bfloat16 if bf16 else jnp.float32
+    y = jax.lax.conv_general_dilated(
+        x[None].astype(kind),
+        kernel.astype(kind),
+        window_strides=(stride, stride),
+        padding=[(padding, padding)] * 2,
+        dimension_numbers=_DIMENSIONS,
+    )
+    return y[0].astype(jnp.float32)
+
+
+def transposed_convolve(
+    x: Float[Array, "h w i"], kernel: Float[Array, "4 4 i o"], bf16: bool = False
+) -> Float[Array, "_ _ o"]:
+    """Transposed convolution of size 4 and stride 2 to twice the resolution, (2h, 2w, o), in phase form.
+
+    The same as `lax.conv_transpose(x, kernel, (2, 2), "SAME")`, and as PyTorch's `ConvTranspose2d(i, o, 4, 2, 1)` with
+    its kernel turned by 180 degrees. An output row 2m sees input rows m - 1 and m through kernel rows 0 and 2, a row
+    2m + 1 sees m and m + 1 through 1 and 3. So one 2 x 2 convolution of the input, padded by one on every side, to 4 o
+    channels gives at its row j the output rows 2j - 1 and 2j: depth to space, then cut the border. No product with the
+    zeros of a dilated input is made, and none of the 2 x 2 windows' taps is zero.
+    """
+    h, w, i = x.shape
+    o = kernel.shape[-1]
+    # (tap, phase) of the rows, (tap, phase) of the columns; phase 1 (odd rows) comes first in the output of window j
+    taps = kernel.reshape(2, 2, 2, 2, i, o)[:, ::-1, :, ::-1]
+    taps = taps.transpose(0, 2, 4, 1, 3, 5).reshape(2, 2, i, 4 * o)
+    y = convolve(x, taps, padding=1, bf16=bf16)  # (h + 1, w + 1, 4 o)
+    y = y.reshape(h + 1, w + 1, 2, 2, o).transpose(0, 2, 1, 3, 4).reshape(2 * h + 2, 2 * w + 2, o)
+    return y[1:-1, 1:-1]
+
+
+def average_pool(x: Float[Array, "h w c"], factor: int) -> Float[Array, "_ _ c"]:
+    """Means of factor x factor blocks; both sizes are multiples of `factor`."""
+    h, w, c = x.shape
+    return x.reshape(h // factor, factor, w // factor, factor, c).mean(axis=(1, 3))
+
+
+def upsample(x: Float[Array, "h w c"], factor: int) -> Float[Array, "_ _ c"]:
+    """Bilinear interpolation between texel centres, constant beyond the outermost centres. Linear in x."""
+    h, w, c = x.shape
+    return jax.image.resize(x, (factor * h, factor * w, c), method="bilinear") if factor > 1 else x
+
+
+class _Weight(nnx.Module):
+    """A kernel, normalised or plain."""
+
+    def __init__(self, kernel: Array, normalised: bool) -> None:
+        self.kernel = nnx.Param(kernel)
+        if normalised:  # gains start at the norm: the layer starts as if it were not normalised
+            self.gain = nnx.Param(jnp.full(kernel.shape[-1], jnp.sqrt(jnp.sum(kernel**2))))
+        self.normalised = normalised
+
+    def weight(self) -> Array:
+        return normalised_weight(self.kernel[...], self.gain[...]) if self.normalised else self.kernel[...]
+
+
+class Dense(_Weight):
+    """(inputs,) to (outputs,), always in full float32: geometry passes through such layers."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        slope: float = SLOPE,
+        normalised: bool = True,
+        bias: bool = True,
+        rngs: nnx.Rngs,
+    ) -> None:
+        """slope: of the activation that follows, for the initial size of the weights."""
+        super().__init__(glorot_uniform(rngs.params(), (inputs, outputs), slope), normalised)
+        self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
+
+    def __call__(self, x: Float[Array, "i"]) -> Float[Array, "o"]:
+        y = jnp.matmul(x, self.weight(), precision=jax.lax.Precision.HIGHEST)
+        return y if self.bias is None else y + self.bias[...]
+
+
+class Convolution(_Weight):
+    """(h, w, inputs) to (h / stride, w / stride, outputs), zeros around, one bias per channel."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        size: int,
+        *,
+        stride: int = 1,
+        slope: float = SLOPE,
+        normalised: bool = True,
+        bias: bool = True,
+        bf16: bool = False,
+        rngs: nnx.Rngs,
+    ) -> None:
+        """size: of the kernel: 3 with stride 1, 4 with stride 2. slope: of the activation that follows."""
+        super().__init__(glorot_uniform(rngs.params(), (size, size, inputs, outputs), slope), normalised)
+        self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
+        self.stride, self.bf16 = stride, bf16
+
+    def __call__(self, x: Float[Array, "h w i"]) -> Float[Array, "_ _ o"]:
+        y = convolve(x, self.weight(), self.stride, padding=1, bf16=self.bf16)
+        return y if self.bias is None else y + self.bias[...]
+
+
+class TransposedConvolution(_Weight):
+    """(n, n, inputs) to (2n, 2n, outputs) by a kernel of 4 x 4.
+
+    `bias`: "untied" learns one number per channel, row and column of the output, "channel" one per channel. The kernel
+    starts with equal values in the four phases, as nearest-neighbour upsampling followed by a convolution would: no
+    checkerboard at the start.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        bias: str | None = "channel",
+        resolution: int | None = None,
+        slope: float = SLOPE,
+        scale: float = 1.0,
+        normalised: bool = True,
+        bf16: bool = False,
+        rngs: nnx.Rngs,
+    ) -> None:
+        """resolution: 2n, needed for untied bias. scale: factor on the initial kernel."""
+        quarter = scale * glorot_uniform(rngs.params(), (2, 2, inputs, outputs), slope)
+        super().__init__(jnp.repeat(jnp.repeat(quarter, 2, axis=0), 2, axis=1), normalised)
+        untied = (resolution, resolution, outputs)
+        shape = {"untied": untied, "channel": (outputs,), None: None}[bias]
+        self.bias = None if shape is None else nnx.Param(jnp.zeros(shape))
+        self.bf16 = bf16
+
+    def __call__(self, x: Float[Array, "h w i"]) -> Float[Array, "_ _ o"]:
+        y = transposed_convolve(x, self.weight(), bf16=self.bf16)
+        return y if self.bias is None else y + self.bias[...]
+
+
+class PureNetwork:
+    """An nnx network as pure functions of nested dicts: `params` is what is optimised, `rest` what else it holds.
+
+    >>> net = PureNetwork(lambda rngs: Dense(3, 2, rngs=rngs))
+    >>> params, rest = net.init(jax.random.key(0))
+    >>> y, rest = net(params, rest, jnp.ones(3))
+    >>> sorted(params), rest, y.shape
+    (['bias', 'gain', 'kernel'], {}, (2,))
+    """
+
+    def __init__(self, make: Callable[[nnx.Rngs], nnx.Module]) -> None:
+        """make: builds the network from its random streams; it keeps no stream."""
+        self._make = make
+        shapes = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+        self._graph, (self._params, self._rest) = _split(shapes)
+
+    def init(self, key: PRNGKey) -> tuple[PyTree, PyTree]:
+        """(params, rest), deterministic from the key."""
+        _, (params, rest) = _split(self._make(nnx.Rngs(key)))
+        return _named(nnx.to_pure_dict(params)), _named(nnx.to_pure_dict(rest))
+
+    def __call__(self, params: PyTree, rest: PyTree, *inputs: Any, method: str = "__call__") -> tuple[Any, PyTree]:
+        """(what the network's method returns, `rest` after it). The arguments are left as they are."""
+        weights = nnx.map_state(lambda path, leaf: leaf.replace(_at(params, path)), self._params)
+        others = nnx.map_state(lambda path, leaf: leaf.replace(_at(rest, path)), self._rest)
+        # Without the copy, an eager call that changes a variable would change what the caller holds.
+        network = nnx.merge(self._graph, weights, others, copy=True)
+        result = getattr(network, method)(*inputs)
+        return result, _named(nnx.to_pure_dict(_split(network)[1][1]))
+
+
+def count_parameters(tree: PyTree) -> int:
+    """How many numbers the leaves of a tree hold, arrays or shapes."""
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+def _split(network: Any) -> tuple[Any, tuple[Any, Any]]:
+    """(graph, (parameters, the rest)) of a network."""
+    graph, *parts = nnx.split(network, nnx.Param, ...)
+    params, rest = parts
+    return graph, (params, rest)
+
+
+def _named(tree: Any) -> Any:
+    """Keys as text: entries of lists go by their number."""
+    return {str(k): _named(v) for k, v in tree.items()} if isinstance(tree, dict) else tree
+
+
+def _at(tree: PyTree, path: tuple) -> Any:
+    for name in path:
+        tree = tree[str(name)]
+    return tree
