@@ -114,8 +114,8 @@ class DeepAppearanceModel:
 
     >>> model = DeepAppearanceModel(DeepAppearanceConfig(
     ...     n_vertices=5, texture_size=16, code=4, features=8, encoder_channels=(2, 2), decoder_channels=(2,)))
-    >>> params, state = model.init(jax.random.key(0))
-    >>> face = model.decode(params, state, jnp.zeros(4), jnp.array([0.0, 0.0, 1.0]))
+    >>> params, state = jax.eval_shape(model.init, jax.random.key(0))  # shapes only; call `init` for numbers
+    >>> face = jax.eval_shape(model.decode, params, state, jnp.zeros(4), jnp.array([0.0, 0.0, 1.0]))
     >>> face.vertices.shape, face.texture.shape
     ((5, 3), (16, 16, 3))
     """
