@@ -361,6 +361,9 @@ def test_camera_colours_start_as_none_and_the_first_stays_so():
     params = jax.jit(lambda key: {"cameras": model.init(key)[0]["cameras"]})(KEY)
     texture = random(22, 16, 16, 3)
     np.testing.assert_array_equal(model.correct_colour(params, texture, 2), texture)
+    np.testing.assert_array_equal(MODEL.correct_colour({}, texture, 0), texture)
+    empty = [leaf for leaf in jax.tree.leaves(jax.eval_shape(MODEL.init, KEY)) if not leaf.size]
+    assert not empty  # which checkpoints could not hold
     params["cameras"]["gain"] = params["cameras"]["gain"].at[1].set(jnp.array([2.0, 1.0, 0.5]))
     params["cameras"]["bias"] = params["cameras"]["bias"].at[1, 2].set(0.25)
     np.testing.assert_array_equal(model.correct_colour(params, texture, 0), texture)
@@ -404,9 +407,10 @@ def test_divergence_of_a_code():
 @pytest.mark.parametrize("loss", [masked_square, masked_l1])
 def test_nothing_behind_a_mask_counts_not_even_nan(loss):
     image, target = random(30, 6, 6, 3), random(31, 6, 6, 3)
-    mask = jnp.ones((6, 6)).at[:3].set(0.0)
+    mask = jnp.asarray(np.arange(6)[:, None] >= 3, jnp.float32) * jnp.ones((6, 6))
     hidden = target.at[:3].set(jnp.nan)
-    value, slope = jax.value_and_grad(loss)(image, hidden, mask)
+    loss = jax.jit(loss)
+    value, slope = jax.jit(jax.value_and_grad(loss))(image, hidden, mask)
     assert np.isfinite(value)
     assert not np.any(slope[:3])
     assert np.all(slope[3:])

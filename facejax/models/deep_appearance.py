@@ -126,12 +126,10 @@ class DeepAppearanceModel:
         """(params, state): networks at random, statistics that change nothing; see `statistics`."""
         told = self.config
         encoder, decoder = jax.random.split(key)
+        params = {"encoder": _encoder(told).init(encoder)[0], "decoder": _decoder(told).init(decoder)[0]}
         others = (told.n_cameras - 1, 3)
-        params = {
-            "encoder": _encoder(told).init(encoder)[0],
-            "decoder": _decoder(told).init(decoder)[0],
-            "cameras": {"gain": jnp.ones(others), "bias": jnp.zeros(others)},
-        }
+        if others[0]:  # checkpoints hold no arrays without elements
+            params["cameras"] = {"gain": jnp.ones(others), "bias": jnp.zeros(others)}
         state = {
             "mean_texture": jnp.zeros((told.texture_size, told.texture_size, 3)),
             "texture_std": jnp.ones(()),
@@ -174,6 +172,8 @@ class DeepAppearanceModel:
         self, params: PyTree, texture: Float[Array, "h w 3"], camera: Int[Array, ""] | int
     ) -> Float[Array, "h w 3"]:
         """The texture as that camera records it: a gain and a bias per channel, none for camera 0."""
+        if self.config.n_cameras == 1:
+            return texture
         gain = jnp.concatenate([jnp.ones((1, 3)), params["cameras"]["gain"]])
         bias = jnp.concatenate([jnp.zeros((1, 3)), params["cameras"]["bias"]])
         return gain[camera] * texture + bias[camera]
