@@ -29,7 +29,7 @@ from facejax.renderers.deferred import make_renderer
 from facejax.renderers.lights import Environment, Light, rotate_light
 from facejax.renderers.llvm import require_llvm
 from facejax.renderers.path_tracer import make_path_tracer
-from facejax.renderers.raster import interpolate, rasterise
+from facejax.renderers.raster import Fragments, interpolate, rasterise
 from facejax.renderers.sh import sh_basis
 from facejax.renderers.shadows import ShadowedRender, make_shadowed_renderer
 
@@ -161,7 +161,12 @@ def measure_speed(topology: Topology, vertices: np.ndarray) -> dict[str, Any]:
     def energy(points: jax.Array) -> jax.Array:
         return jnp.sum(coordinates(points) ** 2)
 
-    forward, both = jax.jit(coordinates), jax.jit(jax.value_and_grad(energy))
+    def fragments(points: jax.Array) -> Fragments:
+        in_camera = to_camera_frame(points, pose)
+        on_image = jnp.concatenate([project(in_camera, CAMERA), in_camera[:, 2:]], axis=-1)
+        return rasterise(on_image, faces, SIZE)
+
+    forward, both = jax.jit(fragments), jax.jit(jax.value_and_grad(energy))
     report = {
         "rasterise_ms": milliseconds(lambda: forward(face.vertices)),
         "rasterise_backward_ms": milliseconds(lambda: both(face.vertices)),
