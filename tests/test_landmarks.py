@@ -292,7 +292,8 @@ def error_percent(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
 def test_the_stored_landmarks_of_the_real_clip_are_reproduced(clip, model):
     frames, stored = clip
     calls = []
-    found = detect_landmarks(open_video(frames), model_path=model, progress=lambda done, n: calls.append((done, n)))
+    progress = lambda done, n: calls.append((done, n))  # noqa: E731
+    found = detect_landmarks(open_video(frames), model_path=model, smoothing=True, progress=progress)
     assert found.valid.all()
     assert found.image_size == (512, 512)
     assert calls == [(i + 1, 24) for i in range(24)]
@@ -318,7 +319,7 @@ def test_points_follow_the_pixel_centre_convention(clip, model):
 def test_without_smoothing_points_are_closer_to_single_frames(clip, model):
     frames, _ = clip
     video = open_video(frames)
-    smooth = detect_landmarks(video, model_path=model).points
+    smooth = detect_landmarks(video, model_path=model, smoothing=True).points
     raw = detect_landmarks(video, model_path=model, smoothing=False).points
     jitter = [np.median(np.linalg.norm(np.diff(p, 2, axis=0), axis=-1)) for p in (smooth, raw)]
     assert jitter[0] < 0.85 * jitter[1]

@@ -498,7 +498,7 @@ def detect_landmarks(
     *,
     face: int = 0,
     model_path: Path | None = None,
-    smoothing: bool = True,
+    smoothing: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Landmarks:
     """Follow one face through a clip and return its landmarks in every frame.
@@ -506,8 +506,9 @@ def detect_landmarks(
     face: which of several, numbered by size in the first frame that shows any (0 is the largest).
     model_path: MediaPipe's bundle `face_landmarker.task`; by default the installed asset `face-landmarker`.
     smoothing: FaceLandmarker's own temporal filter (VIDEO mode). On a talking head at 25 frames per second it takes the
-    jitter down to 0.4 of single images' and delays lips by 0.3 and lids by 0.5 of a frame; without it there is no
-    delay, and jitter is 0.7, because the network's crop still follows the frame before.
+        jitter down to 0.4 of single images' and delays lips by 0.3 and lids by 0.5 of a frame, and a seventh of a fast
+        blink is lost; without it there is no delay, and jitter is 0.7, because the network's crop still follows the
+        frame before. Off, because a fit smooths in time itself, and knows what moves.
     progress: called with (frames done, frames in all).
     Frames without the face are NaN and not `valid`. Raises InputError without MediaPipe or its model, for a `face` that
     is not there, and if no frame shows any.
