@@ -13,11 +13,12 @@ from PIL import Image
 from scipy.ndimage import map_coordinates
 from toy_head import NAMES, toy_result
 
-from facejax.data.baking import bake_albedo, fill_outside, rasterise_chart
+from facejax.data.baking import bake_albedo
 from facejax.data.gltf import ARKIT_NAMES, write_glb
 from facejax.geometry.colour import srgb_bytes_to_linear
 from facejax.geometry.errors import InputError
 from facejax.geometry.rotations import quaternion_to_matrix
+from facejax.renderers.uv import fill_outside, rasterise_chart
 
 DTYPES = {5126: "<f4", 5125: "<u4", 5123: "<u2"}
 WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4}

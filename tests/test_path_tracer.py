@@ -271,8 +271,8 @@ def test_drawn_directions_have_the_density_that_is_claimed(mitsuba):
     assert abs(np.mean(np.array(pdf)) * 2 * np.pi - (1 - below)) < 0.01
 
 
-def test_the_picture_equals_that_of_mitsubas_own_path_integrator():
-    """Ours has its own camera, film and light sampling; `path` shares the scene only."""
+def test_direct_light_on_a_convex_body_is_all_that_mitsubas_prb_finds():
+    """Ours has its own light sampling; Mitsuba's `prb`, at one more bounce, shares scene and camera."""
     face = face_of(egg()[1], specular=0.3, roughness=0.3)
     mine = np.stack([tracer(64)(face, SKEWED, POSE, CAMERA, jax.random.key(i)).colour for i in range(2)]).mean(axis=0)
     deep = np.stack(

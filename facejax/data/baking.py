@@ -9,8 +9,6 @@ from facejax.data.results import TrackResult
 from facejax.renderers.texture import sample_texture
 from facejax.renderers.uv import fill_outside, rasterise_chart
 
-__all__ = ["bake_albedo", "fill_outside", "rasterise_chart"]
-
 _sample = jax.jit(sample_texture)
 
 

@@ -66,18 +66,18 @@ def clip_camera(shared: ClipVariables, camera: Camera) -> Camera:
     return camera.replace(focal=camera.focal / camera.focal[0] * jnp.exp(shared.log_focal))
 
 
-def frame_pixels(
+def at_points(
     head: PyTree,
     params: PyTree,
     shared: ClipVariables,
     frame: FrameVariables,
     camera: Camera,
     reference_px: float | Array,
-) -> Float[Array, "n 2"]:
-    """Where a head's vertices (the landmarks, for a head reduced to them) project in one frame."""
+) -> tuple[Float[Array, "n 2"], Float[Array, "n 3"]]:
+    """(pixels, linear albedo) in one frame of a head's vertices: its landmarks or samples, for one reduced to them."""
     camera = clip_camera(shared, camera)
-    vertices = head.decode(params, shared.code, frame.code, jnp.array([0.0, 0.0, 1.0])).vertices
-    return project(to_camera_frame(vertices, pose_of(frame.pose, camera, reference_px)), camera)
+    face = head.decode(params, shared.code, frame.code, jnp.array([0.0, 0.0, 1.0]))
+    return project(to_camera_frame(face.vertices, pose_of(frame.pose, camera, reference_px)), camera), face.albedo
 
 
 def landmark_objective(
@@ -88,7 +88,7 @@ def landmark_objective(
     start = head.init_code()
 
     def one(frame: FrameVariables, target: Array, weights: Array, mm_per_px: Array) -> Array:
-        pixels = frame_pixels(head, params, shared, frame, camera, reference_px)
+        pixels, _ = at_points(head, params, shared, frame, camera, reference_px)
         reprojection = landmark_loss(pixels, target, weights, mm_per_px)
         closure = closure_loss(pixels, target, weights, CLOSURE_PAIRS, mm_per_px)
         prior = head.code_prior(params, start[0], frame.code)

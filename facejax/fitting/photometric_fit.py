@@ -11,9 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from facejax.fitting.config import FitConfig
-from facejax.fitting.landmark_fit import clip_camera
-from facejax.fitting.variables import ClipVariables, FrameVariables, pose_of
-from facejax.geometry.cameras import project, to_camera_frame
+from facejax.fitting.landmark_fit import at_points
+from facejax.fitting.variables import FrameVariables
 from facejax.geometry.records import Camera, PyTree, Record, record
 from facejax.objectives.landmarks import robust
 from facejax.objectives.photometric import photometric_loss
@@ -40,20 +39,6 @@ class PhotometricData(Record):
     """What the clip's texture says of each sample: a factor on its albedo, then its detail."""
 
 
-def at_samples(
-    head: PyTree,
-    params: PyTree,
-    shared: ClipVariables,
-    frame: FrameVariables,
-    camera: Camera,
-    reference_px: float | Array,
-) -> tuple[Float[Array, "n 2"], Float[Array, "n 3"]]:
-    """Where a head reduced to samples projects in the input video (px), and its albedo (linear)."""
-    camera = clip_camera(shared, camera)
-    face = head.decode(params, shared.code, frame.code, jnp.array([0.0, 0.0, 1.0]))
-    return project(to_camera_frame(face.vertices, pose_of(frame.pose, camera, reference_px)), camera), face.albedo
-
-
 def crop_coordinates(pixels: Float[Array, "n 2"], box: Float[Array, "4"], size: int) -> Float[Array, "n 2"]:
     """Pixels of the input video to pixels of a crop."""
     return (pixels - box[:2]) / box[2:] * size
@@ -75,7 +60,7 @@ def photometric_objective(
     size = data.crop.shape[1]
 
     def sample(frame: FrameVariables, d: PhotometricData) -> tuple[Array, Array, Array, Array]:
-        pixels, albedo = at_samples(head, params, shared, frame, camera, reference_px)
+        pixels, albedo = at_points(head, params, shared, frame, camera, reference_px)
         where = crop_coordinates(pixels, d.box, size)
         seen = sample_bilinear(d.crop, where)
         keep = 1 - sample_bilinear(d.ignore[..., None], jax.lax.stop_gradient(where))[..., 0]

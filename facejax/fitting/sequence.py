@@ -20,8 +20,8 @@ from facejax.fitting.config import FitConfig
 from facejax.fitting.crops import crop_image, detail, face_boxes, key_frame_images
 from facejax.fitting.landmark_fit import (
     LandmarkData,
+    at_points,
     clip_camera,
-    frame_pixels,
     landmark_data,
     landmark_objective,
     motion_smoothness,
@@ -29,7 +29,6 @@ from facejax.fitting.landmark_fit import (
 from facejax.fitting.optimise import Descent, frame_curvature, join, minimise, split, whitening
 from facejax.fitting.photometric_fit import (
     PhotometricData,
-    at_samples,
     common_colour,
     common_detail,
     crop_coordinates,
@@ -546,7 +545,7 @@ class _Fit:
         """Sample colours from the key frames as they are aligned now."""
 
         def one(params: PyTree, shared: PyTree, frame: PyTree, d: PhotometricData) -> Any:
-            pixels, albedo = at_samples(self.sample_head, params, shared, frame, self.camera, self.reference_px)
+            pixels, albedo = at_points(self.sample_head, params, shared, frame, self.camera, self.reference_px)
             where = crop_coordinates(pixels, d.box, d.crop.shape[0])
             keep = sample_bilinear(d.ignore[..., None], where)[..., 0] < 0.01
             lit = albedo * jnp.maximum(d.diffuse @ frame.light, 0.0)
@@ -621,10 +620,8 @@ class _Fit:
 
     def residual_mm(self) -> np.ndarray:
         """Mean landmark residual of each frame, millimetres on the face."""
-        place = jax.jit(
-            jax.vmap(functools.partial(frame_pixels, self.landmark_head), in_axes=(None, None, 0, None, None))
-        )
-        pixels = place(self.landmark_head.params, self.shared, self.frames, self.camera, self.reference_px)
+        place = jax.jit(jax.vmap(functools.partial(at_points, self.landmark_head), in_axes=(None, None, 0, None, None)))
+        pixels, _ = place(self.landmark_head.params, self.shared, self.frames, self.camera, self.reference_px)
         d = self.landmark_data
         error = np.linalg.norm(np.asarray(pixels - d.target), axis=2) * np.asarray(d.mm_per_px)[:, None]
         weights = np.asarray(d.weights)

@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
 from flax import nnx
 
 from facejax.geometry.records import PRNGKey, PyTree
+from facejax.models.layers import PureNetwork
 
 
 class Pure:
@@ -20,24 +22,15 @@ class Pure:
 
     def __init__(self, make: Callable[[nnx.Rngs], Any]) -> None:
         """make: builds the network from its random streams. Only `nnx.Param` variables are allowed."""
-        self._make = make
-        self._graph, self._shapes = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))), nnx.Param)
+        self._network = PureNetwork(make)
 
     def init(self, key: PRNGKey) -> PyTree:
         """Parameters as nested dicts; entries of lists go by their number, as text."""
-        return _named(nnx.to_pure_dict(nnx.state(self._make(nnx.Rngs(key)), nnx.Param)))
+        params, rest = self._network.init(key)
+        if jax.tree.leaves(rest):
+            raise ValueError(f"Only nnx.Param variables are allowed here, got also {sorted(rest)}: use PureNetwork.")
+        return params
 
     def __call__(self, params: PyTree, *inputs: Any, method: str = "__call__") -> Any:
         """The network's method on these inputs."""
-        state = nnx.map_state(lambda path, leaf: leaf.replace(_at(params, path)), self._shapes)
-        return getattr(nnx.merge(self._graph, state), method)(*inputs)
-
-
-def _named(tree: Any) -> Any:
-    return {str(k): _named(v) for k, v in tree.items()} if isinstance(tree, dict) else tree
-
-
-def _at(tree: PyTree, path: tuple) -> Any:
-    for name in path:
-        tree = tree[str(name)]
-    return tree
+        return self._network(params, {}, *inputs, method=method)[0]
