@@ -10,10 +10,11 @@ import pytest
 import trimesh
 
 from facejax.data.results import TrackResult, assemble
+from facejax.data.subjects import SubdividedPart, make_motion, make_subject
 from facejax.data.video import open_video
 from facejax.evaluation import truth_clip
 from facejax.evaluation.tracking import LID_PAIRS, evaluate_track, evaluate_truth
-from facejax.evaluation.truth_clip import Truth, TruthSpec, make_subject, make_truth, make_truth_clip
+from facejax.evaluation.truth_clip import Truth, TruthSpec, make_truth, make_truth_clip
 from facejax.geometry.colour import linear_to_srgb_bytes
 from facejax.geometry.errors import InputError
 from facejax.geometry.meshes import Topology
@@ -166,7 +167,7 @@ def test_long_lens_keeps_the_size(head: MorphableHead) -> None:
 
 
 def test_subdivision_keeps_the_surface(head: MorphableHead) -> None:
-    part = truth_clip._Part.of(head.topology.faces, 1)
+    part = SubdividedPart.of(head.topology.faces, 1)
     vertices = np.asarray(head.params.mean)
     dense = part.spread(vertices)
     assert len(part.faces) == 4 * len(head.topology.faces)
@@ -223,7 +224,7 @@ def test_missing_environment_is_refused(head: MorphableHead, tmp_path: Path) -> 
 def _perfect(head: MorphableHead, truth: Truth, spec: TruthSpec) -> TrackResult:
     """The track that knows the truth: the subject itself as the model."""
     _, subject = make_truth(head, spec)
-    expression, _ = truth_clip.make_motion(subject, spec)
+    expression, _ = make_motion(subject, spec)
     f, size = spec.frames, spec.size
     rng = np.random.default_rng(0)
     shared, _ = subject.init_code()

@@ -14,9 +14,10 @@ from facejax.apps.track import Progress, Row, track
 from facejax.data.landmarks import BLENDSHAPE_NAMES, Landmarks, landmark_confidence, save_landmarks
 from facejax.data.load import load_model
 from facejax.data.results import TrackResult
+from facejax.data.subjects import smooth_noise
 from facejax.data.video import write_video
 from facejax.evaluation.tracking import evaluate_truth
-from facejax.evaluation.truth_clip import Truth, TruthSpec, make_truth, smooth_noise
+from facejax.evaluation.truth_clip import Truth, TruthSpec, make_truth
 from facejax.fitting.texture import texture_chart
 from facejax.geometry.colour import linear_to_srgb_bytes
 from facejax.geometry.records import Camera, Face, Pose
