@@ -1,0 +1,56 @@
+"""A head drawn from its texture alone, whose texels say what they send to the camera: no light is computed.
+
+That is how an avatar is seen (Chen et al. 2021, eq. 4): the relit texture, rasterised.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from facejax.geometry.errors import InputError
+from facejax.geometry.meshes import Topology, edge_neighbours
+from facejax.geometry.records import Camera, Image, Pose
+from facejax.renderers.checks import check_topology
+from facejax.renderers.raster import Fragments, antialias, interpolate, rasterise
+from facejax.renderers.texture import sample_texture
+from facejax.renderers.uv import on_image
+
+
+def draw_texture(
+    vertices: Float[Array, "v 3"],
+    texture: Float[Array, "h w 3"],
+    pose: Pose,
+    camera: Camera,
+    topology: Topology,
+    size: tuple[int, int],
+    *,
+    antialiased: bool = True,
+) -> Image:
+    """An image of `size` = (height, width) of a mesh that shows `texture` as it is.
+
+    vertices: metres, head frame. texture: linear radiance towards this camera, row 0 at the top; may be negative, as
+    networks are free to be. pose: head to camera. Differentiable in all four; silhouettes only if `antialiased`. Raises
+    `InputError` for another number of vertices than the topology's, and for a mesh or size that cannot be drawn.
+    """
+    check_topology(topology, size)
+    if vertices.shape != (topology.n_vertices, 3):
+        raise InputError(
+            f"`vertices` must be ({topology.n_vertices}, 3) for this topology, got {vertices.shape}: decode the head "
+            "that the topology belongs to, or wrap a batch in `jax.vmap`."
+        )
+    drawn = on_image(vertices, pose, camera)
+    fragments = rasterise(drawn, topology.faces, size)
+    uv = texture_coordinates(fragments, topology.uv, topology.uv_faces)
+    covered = (fragments.triangle >= 0)[..., None]
+    colour = jnp.where(covered, sample_texture(texture, uv), 0.0)
+    stack = jnp.concatenate([colour, covered.astype(colour.dtype)], axis=-1)
+    if antialiased:
+        stack = antialias(stack, fragments, drawn, topology.faces, edge_neighbours(topology.faces))
+    return Image(colour=stack[..., :3], coverage=stack[..., 3], depth=fragments.depth)
+
+
+def texture_coordinates(
+    fragments: Fragments, uv: Float[Array, "u 2"] | np.ndarray, uv_faces: Int[Array, "t 3"] | np.ndarray
+) -> Float[Array, "h w 2"]:
+    """UV at every pixel, (0, 0) where nothing is drawn: what one rasterisation gives to many textures."""
+    return interpolate(jnp.asarray(uv), fragments, uv_faces)
