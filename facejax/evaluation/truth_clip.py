@@ -112,6 +112,11 @@ class Truth:
 def make_truth(head: MorphableHead, spec: TruthSpec) -> tuple[Truth, MorphableHead]:
     """Everything about a clip but its pixels, and the subject, who is of the family of `head`."""
     subject = make_subject(head, spec.seed, spec.identity_scale, spec.warp_mm)
+    return truth_of(subject, spec), subject
+
+
+def truth_of(subject: MorphableHead, spec: TruthSpec) -> Truth:
+    """What a subject (a head whose mean is a person) does before the camera of `spec`; its seed is the motion's."""
     expression, angles = make_motion(subject, spec)
     activations = np.asarray(jax.vmap(subject.full_activations)(expression))
     neutral = np.asarray(subject.params.mean)
@@ -133,7 +138,7 @@ def make_truth(head: MorphableHead, spec: TruthSpec) -> tuple[Truth, MorphableHe
     points = np.einsum("fnij,ni->fnj", vertices[:, table.triangles], table.weights)
     intrinsics = np.array([[focal, 0, spec.size / 2], [0, focal, spec.size / 2], [0, 0, 1]])
     pixels = points @ intrinsics.T
-    truth = Truth(
+    return Truth(
         vertices=vertices,
         faces=np.asarray(subject.topology.faces),
         neutral=neutral,
@@ -148,9 +153,8 @@ def make_truth(head: MorphableHead, spec: TruthSpec) -> tuple[Truth, MorphableHe
         landmarks_camera=points.astype(np.float32),
         landmarks_neutral=np.einsum("nij,ni->nj", neutral[table.triangles], table.weights),
         fps=np.array(spec.fps),
-        subject=np.array(head.name),
+        subject=np.array(subject.name),
     )
-    return truth, subject
 
 
 # --- its picture ------------------------------------------------------------------------------------------------------
