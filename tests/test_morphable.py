@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from toy_head import NAMES, toy_codes, toy_head
 
-from facejax.geometry.meshes import barycentric_points
+from facejax.geometry.meshes import SurfacePoints, barycentric_points
 from facejax.geometry.records import Face
 from facejax.geometry.rotations import gaze_to_matrix
 from facejax.models.head import HeadModel, Stage
-from facejax.models.morphable import GAZE_RANGE_RAD, Expression, Identity, SurfacePoints
+from facejax.models.morphable import GAZE_RANGE_RAD, Expression, Identity
 
 HEAD = toy_head(12, 16)
 REST = HEAD.init_code()[1]

@@ -17,11 +17,11 @@ from facejax.evaluation.tracking import LID_PAIRS, evaluate_track, evaluate_trut
 from facejax.evaluation.truth_clip import Truth, TruthSpec, make_truth, make_truth_clip
 from facejax.geometry.colour import linear_to_srgb_bytes
 from facejax.geometry.errors import InputError
-from facejax.geometry.meshes import Topology
+from facejax.geometry.meshes import SurfacePoints, Topology
 from facejax.geometry.records import Camera, Pose
 from facejax.geometry.rotations import rotvec_to_matrix
 from facejax.models.landmark_names import LIP_GAP_PAIRS
-from facejax.models.morphable import REGIONS, MorphableHead, MorphableParams, SurfacePoints
+from facejax.models.morphable import REGIONS, MorphableHead, MorphableParams
 from facejax.objectives.metrics import similarity_align, surface_distance
 from facejax.renderers import make_renderer
 

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from facejax.data.results import TrackResult, assemble
-from facejax.geometry.meshes import Topology
+from facejax.geometry.meshes import SurfacePoints, Topology
 from facejax.geometry.records import Camera, Pose
 from facejax.geometry.rotations import rotvec_to_matrix
-from facejax.models.morphable import Expression, Identity, MorphableHead, MorphableParams, SurfacePoints
+from facejax.models.morphable import Expression, Identity, MorphableHead, MorphableParams
 
 NAMES = ("jawOpen", "eyeBlinkLeft", "eyeBlinkRight", "eyeLookOutLeft", "eyeLookUpRight", "mouthSmile_custom")
 

@@ -32,8 +32,8 @@ import numpy as np
 
 from facejax.data.files import atomic_write
 from facejax.geometry.errors import InputError
-from facejax.geometry.meshes import Topology
-from facejax.models.morphable import REGIONS, MorphableHead, MorphableParams, SurfacePoints
+from facejax.geometry.meshes import SurfacePoints, Topology
+from facejax.models.morphable import REGIONS, MorphableHead, MorphableParams
 
 FORMAT_VERSION = 1
 

@@ -38,6 +38,18 @@ _CHUNK = 64  # frames of vertices in memory at a time while they are derived
 _MAP_BYTES = 1 << 24  # arrays above 16 MiB are mapped from the file, not read
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Fitted:
+    """A fit in the head's own terms: what `facejax.models.head.HeadModel.decode` takes."""
+
+    params: Any
+    shared: Any
+    frames: Any
+    """Codes with a leading axis of frames."""
+    light: Any
+    """Of each frame, (f, b, 3)."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class TrackResult:
     """A tracked clip as plain numpy arrays: what `track.npz` holds, under the same names.
@@ -118,6 +130,8 @@ class TrackResult:
     metrics: dict[str, Any] | None = None
     """What `metrics.json` says."""
     head: MorphableHead | None = dataclasses.field(default=None, repr=False)
+    fitted: Fitted | None = dataclasses.field(default=None, repr=False)
+    """The same in the terms of the head that was fitted; not in the file."""
     """The model, where it is at hand; else `load_model(model_name)` is asked, and only when something needs it."""
 
     def __post_init__(self) -> None:
@@ -272,7 +286,7 @@ class TrackResult:
 
 
 def _array_fields() -> dict[str, Any]:
-    apart = ("stored_vertices", "metrics", "head")
+    apart = ("stored_vertices", "metrics", "head", "fitted")
     return {f.name: f.type for f in dataclasses.fields(TrackResult) if f.name not in apart}
 
 

@@ -54,6 +54,26 @@ class FitConfig:
     """Of the second difference in time of expression."""
     light_smoothness: float = 10.0
     """Of the difference in time of light."""
+    light_model: Literal["network", "sh", "shadowed-sh"] = "network"
+    """How an avatar is lit: its lighting network, 27 numbers of spherical harmonics, or 9 bands with cast shadows."""
+    changing_light: bool = False
+    """Whether an avatar's light may change in a clip: a code per frame, smooth in time, instead of one."""
+    adapt: bool = True
+    """Whether an avatar's lighting network is adapted to the clip, beside its code."""
+    frames_at_once: int = 4
+    """Frames drawn in one step where pictures are rendered: in adaptation, key frames drawn by lot."""
+    laplacian_weight: float = 0.3
+    """Of the image Laplacian of rendered residuals, beside the residuals; the paper does not give its own."""
+    flow_weight: float = 3.0
+    """Of squared distances (px of a crop of 256) from where optical flow puts vertices; 0 leaves flow out."""
+    code_weight: float = 0.1
+    """Of the mean square of an avatar's code where pictures are rendered (0 to 255)."""
+    network_prior: float = 0.0
+    """Of the squared change of an avatar's lighting network by adaptation."""
+    change_weight: float = 3.0
+    """Of the squared change of a changing light per frame."""
+    seed: int = 0
+    """Of the lot that draws key frames."""
     focal_prior: float = 0.25
     """Standard deviation of the natural log of the focal length about its guess, where intrinsics are unknown."""
     field_of_view_deg: float = 30.0

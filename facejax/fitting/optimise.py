@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from facejax.geometry.records import PyTree
 
@@ -23,6 +23,7 @@ RATES: Mapping[str, float] = {
     "skin": 0.05,
     "light": 0.02,
     "texture": 0.01,
+    "code": 0.05,
 }
 """Learning rates by name of the leaf; any other leaf moves at 0.01."""
 
@@ -80,12 +81,13 @@ def frame_curvature(loss: Callable[[PyTree], Float[Array, ""]], frame: PyTree) -
 
 
 def minimise(
-    loss: Callable[[PyTree], Float[Array, ""]],
+    loss: Callable[..., Float[Array, ""]],
     variables: PyTree,
     free: tuple[str, ...],
     *,
     steps: int,
     rate: float = 1.0,
+    draws: Int[Array, "steps b"] | None = None,
     metric: Float[Array, "p p"] | None = None,
     descent: Descent = Descent(),
 ) -> tuple[PyTree, Float[Array, "steps"]]:
@@ -95,6 +97,8 @@ def minimise(
     of `variables["frame"]`, whose first axis is frames, move in whitened coordinates by Nesterov's method instead:
     pose, expression and light pull at the same pixels, and this takes a tenth of Adam's steps to the same loss. `loss`
     is then a mean over frames.
+
+    draws: what `loss` takes as a second argument at each step, such as the ids of the frames it is to look at.
 
     Returns the variables and the loss before each step. Pure; meant to be called inside one jit.
     """
@@ -113,15 +117,16 @@ def minimise(
 
     optimiser = _optimiser(start, rate, metric is not None, descent)
 
-    def step(carry: tuple, i: Array) -> tuple[tuple, Array]:
+    def step(carry: tuple, now: tuple[Array, Array | None]) -> tuple[tuple, Array]:
         current, state = carry
-        value, gradient = jax.value_and_grad(lambda m: loss(place(m)))(current)
+        i, drawn = now
+        value, gradient = jax.value_and_grad(lambda m: loss(place(m), *(() if drawn is None else (drawn,))))(current)
         gradient = jax.tree_util.tree_map(lambda g: jnp.where(jnp.isfinite(g), g, 0.0), gradient)
         update, state = optimiser.update(gradient, state, current)
         current = jax.tree_util.tree_map(lambda m, u: m + decay(i) * u, current, update)
         return (current, state), value
 
-    (solved, _), losses = jax.lax.scan(step, (start, optimiser.init(start)), jnp.arange(steps))
+    (solved, _), losses = jax.lax.scan(step, (start, optimiser.init(start)), (jnp.arange(steps), draws))
     return place(solved), losses
 
 

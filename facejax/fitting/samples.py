@@ -6,9 +6,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from facejax.geometry.cameras import project, to_camera_frame
-from facejax.geometry.meshes import barycentric_points, normalise, vertex_normals
+from facejax.geometry.meshes import SurfacePoints, barycentric_points, normalise, vertex_normals
 from facejax.geometry.records import Camera, Pose
-from facejax.models.morphable import SurfacePoints
 from facejax.renderers.raster import rasterise
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from facejax.data.landmarks import Landmarks, detect_landmarks, landmark_confidence, load_landmarks
-from facejax.data.results import TrackResult, assemble
+from facejax.data.results import Fitted, TrackResult, assemble
 from facejax.data.video import Masks, Video, load_masks, open_video
 from facejax.fitting.checkpoint import Checkpoint, fingerprint
 from facejax.fitting.config import FitConfig
@@ -35,6 +35,7 @@ from facejax.fitting.photometric_fit import (
     photometric_objective,
     picture_axes,
 )
+from facejax.fitting.registration import Pictures, Registration, adapt, register
 from facejax.fitting.samples import sample_surface, visible_points
 from facejax.fitting.texture import combine, fill_holes, on_image, texture_chart, unwrap_frame, unwrap_ratio
 from facejax.fitting.variables import (
@@ -42,16 +43,18 @@ from facejax.fitting.variables import (
     FrameVariables,
     pose_from_landmarks,
     pose_of,
+    put_frames,
     spread_frames,
+    take_frames,
     variables_of,
 )
 from facejax.geometry.cameras import crop_camera
 from facejax.geometry.colour import srgb_to_linear
 from facejax.geometry.errors import InputError
+from facejax.geometry.meshes import SurfacePoints
 from facejax.geometry.records import Camera, Pose, PyTree
 from facejax.geometry.rotations import nearest_rotation
-from facejax.models.head import Stage
-from facejax.models.morphable import MorphableHead
+from facejax.models.head import HeadModel, Stage
 from facejax.objectives.landmarks import face_radius_px
 from facejax.objectives.temporal import change
 from facejax.renderers.deferred import light_bases, make_renderer
@@ -63,6 +66,7 @@ Progress = Callable[[str, int, int], None]
 STATUS_NAMES = ("tracked", "no face found", "landmarks not matched")
 _LOST_MM = 9.0  # mean landmark residual on the face above which a frame is said to have failed
 _OVERLAP = 8  # frames that two windows share: half are held as the earlier window left them, half solved again
+_RENDERED_MARGIN = 1.6  # face crops that whole pictures are compared on
 _CROP_MARGIN = 1.5  # face crops for photometric terms, in widths of the landmarks' box
 _TEXTURE_MARGIN = 2.2
 _TEXTURE_CROP_PX = 1024
@@ -73,7 +77,7 @@ _SAVE_EVERY_S = 10.0
 
 def fit_sequence(
     video: Any,
-    params: MorphableHead,
+    params: HeadModel,
     *,
     landmarks: Any = None,
     intrinsics: Any = None,
@@ -90,7 +94,7 @@ def fit_sequence(
 
     video: path of a video, of a folder of images or of an image, or an array (frames, height, width, 3) of uint8 or of
         floats in [0, 1], sRGB-encoded; or what `open_video` returned.
-    params: the head, from `load_model`.
+    params: the head, from `load_model`, or a person's avatar, from `load_avatar`.
     landmarks: MediaPipe's 478 points per frame: a `Landmarks`, an array (F, 478, 2 or 3) in pixels with NaN where
         missing, or the path of an `.npz` with them. By default the detector runs (extra `landmarks`, asset
         `face-landmarker`).
@@ -132,7 +136,7 @@ def _camera_from(intrinsics: Any) -> Camera:
     return Camera(focal=jnp.asarray(values[:2], jnp.float32), principal_point=jnp.asarray(values[2:], jnp.float32))
 
 
-def _identity_of(identity: Any, head: MorphableHead) -> TrackResult | None:
+def _identity_of(identity: Any, head: HeadModel) -> TrackResult | None:
     if identity is None:
         return None
     result = identity if isinstance(identity, TrackResult) else TrackResult.load(identity)
@@ -192,7 +196,7 @@ def landmarks_from_array(points: np.ndarray, n_frames: int, size: tuple[int, int
     )
 
 
-def _open_checkpoint(folder: Any, clip: Video, head: MorphableHead, *rest: Any) -> Checkpoint | None:
+def _open_checkpoint(folder: Any, clip: Video, head: HeadModel, *rest: Any) -> Checkpoint | None:
     if folder is None:
         return None
     stamp = (os.path.getsize(clip.path), os.path.getmtime(clip.path)) if clip.path else None
@@ -206,7 +210,7 @@ class _Fit:
     def __init__(
         self,
         clip: Video,
-        head: MorphableHead,
+        head: HeadModel,
         seen: Landmarks,
         masks: Masks | None,
         known: Camera | None,
@@ -228,26 +232,41 @@ class _Fit:
         radius = face_radius_px(seen.points[seen.valid])
         self.reference_px = float(np.median(radius))
         self.landmark_head = head.at_points(head.landmarks478)
-        points = sample_surface(
-            np.asarray(head.params.mean), head.topology.faces, _sample_weight(head), config.samples_for_preset
-        )
-        self.points, self.sample_head = points, head.at_points(points)
+        self.params = head.params
         self.landmark_data = landmark_data(seen.points, self._masked_confidence())
         self.key = self._key_frames()
         self.shared, self.frames = self._start()
-        self.colour = np.ones((len(points.triangles), 3 + len(config.detail_px)), np.float32)
-        if before is not None:
-            self.colour[:, :3] = self._held_colour()
         self.stages = tuple(s for s in map(self._effective, head.stages(config.preset)) if s is not None)
+        self.colour = np.zeros((0, 0), np.float32)
+        if any(s.data == "photometric" for s in self.stages):
+            self._start_colour()
 
     # -- preparation --------------------------------------------------------------------------------------------------
 
+    @functools.cached_property
+    def points(self) -> SurfacePoints:
+        """Where on the skin photometric stages compare colours."""
+        head = self.head
+        at_rest = np.asarray(head.neutral(head.params, head.init_code()[0]))
+        return sample_surface(at_rest, head.topology.faces, _sample_weight(head), self.config.samples_for_preset)
+
+    @functools.cached_property
+    def sample_head(self) -> Any:
+        return self.head.at_points(self.points)
+
+    def _start_colour(self) -> None:
+        self.colour = np.ones((len(self.points.triangles), 3 + len(self.config.detail_px)), np.float32)
+        if self.before is not None:
+            self.colour[:, :3] = self._held_colour()
+
     def _effective(self, stage: Stage) -> Stage | None:
         """A stage without what is known already: None if nothing is left of it."""
+        if stage.data == "rendered":
+            return stage if self.config.texture else None
         free = stage.free if self.focal_free else tuple(f for f in stage.free if f != "shared.log_focal")
         if self.before is not None:
             free = tuple(f for f in free if not f.startswith("shared."))
-        if not free or (stage.data == "photometric" and not self.config.texture):
+        if not free or (stage.data != "landmarks" and not self.config.texture):
             return None
         return dataclasses.replace(stage, free=free)
 
@@ -269,9 +288,14 @@ class _Fit:
         return estimate(points, self.landmark_data.target, self.landmark_data.weights, camera)
 
     @functools.cached_property
+    def _landmarks_at_rest(self) -> jax.Array:
+        head = self.landmark_head
+        return head.neutral(head.params, head.init_code()[0])
+
+    @functools.cached_property
     def _likeness(self) -> np.ndarray:
         """(F, 6) what tells frames apart before anything is fitted: head pose, and how open mouth and eyes are."""
-        rotation = np.asarray(self._closed_form_poses(self.landmark_head.params.mean, self.camera).rotation)
+        rotation = np.asarray(self._closed_form_poses(self._landmarks_at_rest, self.camera).rotation)
         points, radius = self.seen.points, face_radius_px(np.nan_to_num(self.seen.points))[:, None]
         mouth = np.linalg.norm(points[:, 13] - points[:, 14], axis=1, keepdims=True) / np.maximum(radius, 1)
         lids = np.linalg.norm(points[:, [159, 386]] - points[:, [145, 374]], axis=2) / np.maximum(radius, 1)
@@ -306,9 +330,12 @@ class _Fit:
         """All stages in order, then the texture. What a checkpoint already holds is not done again."""
         for number, stage in enumerate(self.stages):
             name = f"{number}-{stage.name}"
+            if stage.data == "rendered":
+                self._run_rendered(stage, name)
+                continue
             kept = self.keep.load(name, (self.shared, self.frames, self.colour)) if self.keep else None
             if kept is not None:
-                self.shared, self.frames, self.colour = jax.tree_util.tree_map(np.asarray, kept[0])
+                self.shared, self.frames, self.colour = jax.tree_util.tree_map(np.array, kept[0])
                 continue
             if stage.frames == "key":
                 self._run_key(stage)
@@ -316,8 +343,20 @@ class _Fit:
                 self._run_all(stage, name)
             if self.keep:
                 self.keep.save(name, (self.shared, self.frames, self.colour))
-        if self.config.texture and self.before is None:
+        if any(s.data == "photometric" for s in self.stages) and self.before is None:
             self._solve_texture()
+
+    def _run_rendered(self, stage: Stage, name: str) -> None:
+        registration = Registration(
+            self.head, self.params, self.shared, self.frames, self.camera, self.reference_px, self.config
+        )
+        given = Pictures(self.clip, self.masks, face_boxes(self.seen.points, _RENDERED_MARGIN), self.seen.valid)
+        tell, keep = functools.partial(self.report, stage.name), (self.keep, name)
+        if stage.frames == "key":
+            solved = adapt(registration, given, self.key, stage, tell, *keep)
+        else:
+            solved = register(registration, given, stage, tell, *keep)
+        self.params, self.shared, self.frames = solved.params, solved.shared, solved.frames
 
     def _objective(
         self, stage: Stage, params: PyTree, v: PyTree, seen: LandmarkData, pictures: PhotometricData | None,
@@ -375,7 +414,11 @@ class _Fit:
             lambda p, s, f, d, g: jnp.mean(jax.vmap(one, in_axes=(None, None, 0, 0, per_frame))(p, s, f, d, g), axis=0)
         )
         curvature = mean(
-            self._params(stage), self.shared, _take(self.frames, ids), _take(self.landmark_data, ids), pictures
+            self._params(stage),
+            self.shared,
+            take_frames(self.frames, ids),
+            take_frames(self.landmark_data, ids),
+            pictures,
         )
         return whitening(curvature, Descent().floor)
 
@@ -411,11 +454,11 @@ class _Fit:
         pictures = self._pictures(ids, self._key_crops(ids)) if stage.data == "photometric" else None
         if pictures is not None and "shared.code.skin" in stage.free:
             pictures = pictures.replace(colour=jnp.ones_like(pictures.colour))
-        variables = {"shared": self.shared, "frame": _take(self.frames, ids)}
+        variables = {"shared": self.shared, "frame": take_frames(self.frames, ids)}
         held = jnp.zeros(len(ids), bool)
-        solved, _ = self._solver(stage, smooth=False)(variables, _take(self.landmark_data, ids), pictures, held)
+        solved, _ = self._solver(stage, smooth=False)(variables, take_frames(self.landmark_data, ids), pictures, held)
         self.shared = solved["shared"]
-        _put(self.frames, ids, solved["frame"])
+        put_frames(self.frames, ids, solved["frame"])
         if pictures is not None:
             self._recolour(ids, pictures)
             light = np.median(np.asarray(solved["frame"].light), axis=0)
@@ -428,11 +471,11 @@ class _Fit:
     def _spread_from_keys(self, ids: np.ndarray) -> None:
         """Start every other frame from the expression of the key frame most like it, its pose solved for that face."""
         distance = np.linalg.norm(self._likeness[:, None] - self._likeness[ids], axis=2)
-        code = _take(self.frames.code, ids[distance.argmin(axis=1)])
+        code = take_frames(self.frames.code, ids[distance.argmin(axis=1)])
         head = self.landmark_head
         points = jax.vmap(lambda c: head.vertices(head.params, self.shared.code, c))(code)
         pose = self._pose_start(points, clip_camera(self.shared, self.camera))
-        _put(pose, ids, _take(self.frames.pose, ids))
+        put_frames(pose, ids, take_frames(self.frames.pose, ids))
         self.frames = self.frames.replace(code=code, pose=pose)
 
     def _run_all(self, stage: Stage, name: str) -> None:
@@ -452,7 +495,7 @@ class _Fit:
             ids = np.minimum(np.arange(start, start + window), self.n - 1)
             padding = np.arange(start, start + window) >= self.n
             held = jnp.asarray((np.arange(window) < _OVERLAP // 2) & (start > 0))
-            seen = _take(self.landmark_data, ids)
+            seen = take_frames(self.landmark_data, ids)
             seen = seen.replace(frame_weight=jnp.where(jnp.asarray(padding), 0.0, seen.frame_weight))
             pictures = None
             if crops is not None:
@@ -461,9 +504,9 @@ class _Fit:
                     waiting.append(next(crops))
                 padded = waiting + [waiting[-1]] * (window - len(waiting))
                 pictures = self._pictures(ids, padded).replace(colour=jnp.asarray(self.colour))
-            variables = {"shared": self.shared, "frame": _take(self.frames, ids)}
+            variables = {"shared": self.shared, "frame": take_frames(self.frames, ids)}
             solved, _ = solver(variables, seen, pictures, held)
-            _put(self.frames, ids[: stop - start], _take(solved["frame"], np.arange(stop - start)))
+            put_frames(self.frames, ids[: stop - start], take_frames(solved["frame"], np.arange(stop - start)))
             if self.keep and time.monotonic() - self.kept_at > _SAVE_EVERY_S:
                 self.keep.save(f"{name}-windows", self.frames, done=number + 1)
                 self.kept_at = time.monotonic()
@@ -521,7 +564,7 @@ class _Fit:
 
     def _pictures(self, ids: np.ndarray, crops: list[tuple[np.ndarray, np.ndarray]]) -> PhotometricData:
         """Crops, and what of the samples each frame sees with the variables as they are now."""
-        seen = [self._look(self.shared, _take(self.frames, i), jnp.asarray(self._boxes[i])) for i in ids]
+        seen = [self._look(self.shared, take_frames(self.frames, i), jnp.asarray(self._boxes[i])) for i in ids]
         weights, diffuse, specular = (jnp.stack(x) for x in zip(*seen, strict=True))
         return PhotometricData(
             crop=jnp.asarray(np.stack([c[0] for c in crops])),
@@ -560,7 +603,7 @@ class _Fit:
                 axis=0
             )
 
-        colour, total = colours(self.sample_head.params, self.shared, _take(self.frames, ids), pictures)
+        colour, total = colours(self.sample_head.params, self.shared, take_frames(self.frames, ids), pictures)
         self.colour = np.where(np.asarray(total)[:, None] > 0.2, colour, 1.0).astype(np.float32)
         if self.before is not None:
             self.colour[:, :3] = self._held_colour()
@@ -602,7 +645,8 @@ class _Fit:
             factors, trust = [], []
             for done, (i, (picture, ignore)) in enumerate(zip(self.key, pictures, strict=True)):
                 self.report("texture", n * len(self.key) + done, rounds * len(self.key))
-                f, t = unwrap(head.params, self.shared, _take(self.frames, i), jnp.asarray(picture, jnp.float32) / 255,
+                frame = take_frames(self.frames, i)
+                f, t = unwrap(head.params, self.shared, frame, jnp.asarray(picture, jnp.float32) / 255,
                               jnp.asarray(ignore), jnp.asarray(boxes[i]), triangles, weights, n == 0)  # fmt: skip
                 factors.append(np.asarray(f, np.float16))
                 trust.append(np.asarray(t, np.float16))
@@ -642,12 +686,16 @@ class _Fit:
             scale = float(self.before.scale)
         if scale != 1.0:
             head, poses = head.scaled(scale), poses.replace(translation=poses.translation * scale)
-        return assemble(
-            head,
-            shared=self.shared.code,
-            frames=self.frames.code,
+        params = self.params if scale == 1.0 else head.params
+        twin, identity, expressions, light = head.as_morphable(
+            params, self.shared.code, self.frames.code, jnp.asarray(self.frames.light)
+        )
+        result = assemble(
+            twin,
+            shared=identity,
+            frames=expressions,
             poses=poses,
-            light=self.frames.light,
+            light=light,
             camera=camera,
             image_size=self.clip.size,
             time=np.asarray(self.clip.time, np.float32),
@@ -658,9 +706,12 @@ class _Fit:
             status_names=STATUS_NAMES,
             scale=scale,
         )
+        return dataclasses.replace(
+            result, fitted=Fitted(self.params, self.shared.code, self.frames.code, self.frames.light)
+        )
 
 
-def _sample_weight(head: MorphableHead) -> np.ndarray:
+def _sample_weight(head: HeadModel) -> np.ndarray:
     """(V,) how densely to sample the skin: the face most, lips more; no scalp, which is hair, nor neck."""
     region = {k: np.asarray(v) for k, v in head.regions.items()}
     skin = region["skin"] * (1 - region["scalp"]) * (1 - region["neck"]) * (1 - 0.7 * region["ears"])
@@ -685,16 +736,6 @@ def _lead(tree: PyTree) -> PyTree:
 
 def _lead_pictures(pictures: PhotometricData | None) -> PhotometricData | None:
     return None if pictures is None else _lead(pictures).replace(colour=pictures.colour)
-
-
-def _take(tree: PyTree, ids: Any) -> PyTree:
-    return jax.tree_util.tree_map(lambda x: x[ids], tree)
-
-
-def _put(tree: PyTree, ids: np.ndarray, values: PyTree) -> None:
-    """Write rows into host arrays in place."""
-    for target, value in zip(jax.tree_util.tree_leaves(tree), jax.tree_util.tree_leaves(values), strict=True):
-        target[ids] = np.asarray(value)
 
 
 def _bridge(tree: PyTree, valid: np.ndarray) -> PyTree:

@@ -1,5 +1,7 @@
 """The unknowns of a fit: what a clip shares, what each frame has, and how poses are parametrised for an optimiser."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -109,3 +111,14 @@ def spread_frames(features: np.ndarray, count: int) -> np.ndarray:
         chosen.append(int(np.argmax(distance)))
         distance = np.minimum(distance, np.linalg.norm(features - features[chosen[-1]], axis=1))
     return np.unique(chosen)
+
+
+def take_frames(tree: PyTree, ids: Any) -> PyTree:
+    """Rows of every leaf: some frames of a batch, or one without its axis."""
+    return jax.tree_util.tree_map(lambda x: x[ids], tree)
+
+
+def put_frames(tree: PyTree, ids: np.ndarray, values: PyTree) -> None:
+    """Write rows into host arrays in place."""
+    for target, value in zip(jax.tree_util.tree_leaves(tree), jax.tree_util.tree_leaves(values), strict=True):
+        target[ids] = np.asarray(value)

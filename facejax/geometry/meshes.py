@@ -77,3 +77,15 @@ def edge_neighbours(faces: np.ndarray) -> np.ndarray:
     a, b = order[first], order[first + 1]
     result[a], result[b] = opposite[b], opposite[a]
     return result.reshape(n, 3)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SurfacePoints:
+    """Points fixed on a mesh: (n, 3) vertex ids of each point's triangle and (n, 3) barycentric weights."""
+
+    triangles: np.ndarray
+    weights: np.ndarray
+
+    def on(self, vertices: Float[Array, "v 3"]) -> Float[Array, "n 3"]:
+        """The points on a mesh with these vertices."""
+        return barycentric_points(vertices, self.triangles, self.weights)

@@ -168,6 +168,22 @@ class DeepAppearanceModel:
         offsets, _ = _decoder(self.config)(params["decoder"], {}, code, method="vertices")
         return _place(state, offsets)
 
+    def mesh_features(self, params: PyTree, code: Float[Array, "z"]) -> Float[Array, "m"]:
+        """What the mesh depends on linearly, see `linear_mesh`."""
+        _same("`code`", code.shape, (self.config.code,))
+        return _decoder(self.config)(params["decoder"], {}, code, method="features")[0]
+
+    def linear_mesh(self, params: PyTree, state: PyTree) -> tuple[Float[Array, "v 3"], Float[Array, "m v 3"]]:
+        """(mean, basis), metres, head frame: decoded vertices are mean + mesh_features(params, code) @ basis.
+
+        Exact, as the mesh head is one layer without activation: a decoded head is a set of blend shapes, which can be
+        reduced to a few points, or given to tools that know nothing of networks.
+        """
+        place = jax.vmap(lambda f: _place(state, _decoder(self.config)(params["decoder"], {}, f, method="mesh_of")[0]))
+        features = self.config.features
+        mean, moved = place(jnp.zeros((1, features)))[0], place(jnp.eye(features))
+        return mean, moved - mean
+
     def correct_colour(
         self, params: PyTree, texture: Float[Array, "h w 3"], camera: Int[Array, ""] | int
     ) -> Float[Array, "h w 3"]:
@@ -244,11 +260,17 @@ class _Decoder(nnx.Module):
         )
         self.base = (base, base, told.code)
 
+    def features(self, code: Float[Array, "z"]) -> Float[Array, "m"]:
+        return leaky_relu(self.code(code))
+
+    def mesh_of(self, features: Float[Array, "m"]) -> Float[Array, "n"]:
+        return self.mesh(features)
+
     def vertices(self, code: Float[Array, "z"]) -> Float[Array, "n"]:
-        return self.mesh(leaky_relu(self.code(code)))
+        return self.mesh_of(self.features(code))
 
     def __call__(self, code: Float[Array, "z"], view: Float[Array, "3"]) -> tuple[Array, Array]:
-        features = leaky_relu(self.code(code))
+        features = self.features(code)
         both = jnp.concatenate([features, leaky_relu(self.view(view))])
         x = leaky_relu(self.texture(both)).reshape(self.base)
         *hidden, last = self.convolutions

@@ -4,12 +4,26 @@ A head is a file that implements this protocol. `fit_sequence` never asks which 
 """
 
 import dataclasses
-from typing import Literal, Protocol, runtime_checkable
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol, Self, runtime_checkable
 
+import numpy as np
 from jaxtyping import Array, Float
 
-from facejax.geometry.meshes import Topology
+from facejax.geometry.meshes import SurfacePoints, Topology
 from facejax.geometry.records import Face, PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """One of several optimisations that a stage takes in turns: what moves in it, for how long."""
+
+    free: tuple[str, ...]
+    """As in `Stage`."""
+    steps: int
+    """Optimiser steps."""
+    rate: float = 1.0
+    """Factor on every leaf's own learning rate."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,16 +32,20 @@ class Stage:
 
     name: str
     """Shown in the progress display and in records of how a fit went."""
-    data: Literal["landmarks", "photometric"]
-    """What the frames are compared with."""
+    data: Literal["landmarks", "photometric", "rendered"]
+    """What the frames are compared with: points; colours at points of the skin, whose albedo is solved for; or whole
+    rendered pictures of a head that brings its own appearance."""
     frames: Literal["key", "all"]
     """`key`: the key frames together, with what they share; `all`: every frame, in batches, what is shared held."""
-    free: tuple[str, ...]
+    free: tuple[str, ...] = ()
     """Leaves that move, as prefixes of paths in {"params", "shared", "frame"}, e.g. ("shared.shape", "frame.pose")."""
-    steps: int
+    steps: int = 0
     """Optimiser steps."""
     rate: float = 1.0
     """Factor on every leaf's own learning rate."""
+    turns: tuple[Turn, ...] = ()
+    """Instead of `free`, `steps` and `rate`: optimisations that follow each other, `rounds` times over."""
+    rounds: int = 1
 
 
 @runtime_checkable
@@ -38,9 +56,24 @@ class HeadModel(Protocol):
     parts of a code: what is one for a whole clip, and what each frame has for itself. All methods are pure.
     """
 
-    name: str
-    sha256: str
-    topology: Topology
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def sha256(self) -> str: ...
+
+    @property
+    def topology(self) -> Topology: ...
+
+    @property
+    def regions(self) -> Mapping[str, np.ndarray]:
+        """Named (V,) masks in [0, 1]."""
+        ...
+
+    @property
+    def landmarks478(self) -> SurfacePoints:
+        """MediaPipe's points on the mesh."""
+        ...
 
     @property
     def params(self) -> PyTree: ...
@@ -57,6 +90,14 @@ class HeadModel(Protocol):
         """Spherical harmonics of even white light, camera frame."""
         ...
 
+    def vertices(self, params: PyTree, shared: PyTree, frame: PyTree) -> Float[Array, "v 3"]:
+        """The geometry of `decode` alone."""
+        ...
+
+    def neutral(self, params: PyTree, shared: PyTree) -> Float[Array, "v 3"]:
+        """The person at rest, head frame."""
+        ...
+
     def decode(self, params: PyTree, shared: PyTree, frame: PyTree, view: Float[Array, "3"]) -> Face:
         """Geometry and appearance in the head frame; `view` is the unit vector from the head to the camera."""
         ...
@@ -71,4 +112,25 @@ class HeadModel(Protocol):
 
     def landmark_points(self, vertices: Float[Array, "v 3"]) -> Float[Array, "478 3"]:
         """MediaPipe's 478 points on a decoded head, in its frame."""
+        ...
+
+    def eye_pivots(self, params: PyTree, shared: PyTree) -> Float[Array, "2 3"]:
+        """Centres of the subject's (left, right) eyeball, head frame."""
+        ...
+
+    def scaled(self, factor: float) -> Self:
+        """The same head with every length multiplied."""
+        ...
+
+    def at_points(self, points: SurfacePoints) -> Self:
+        """The same head reduced to points on its surface, each a vertex: what makes fits to points cheap."""
+        ...
+
+    def as_morphable(
+        self, params: PyTree, shared: PyTree, frames: PyTree, light: Float[Array, "f b 3"]
+    ) -> tuple[Any, PyTree, PyTree, Float[Array, "f c 3"]]:
+        """(head, identity, expressions, light) that say the same as a `MorphableHead`, for results and their files.
+
+        frames, light: codes with a leading axis of frames.
+        """
         ...

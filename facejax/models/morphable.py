@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from facejax.geometry.meshes import Topology, barycentric_points
+from facejax.geometry.meshes import SurfacePoints, Topology
 from facejax.geometry.records import Face, Record, record
 from facejax.geometry.rotations import gaze_to_matrix
 from facejax.models.head import Stage
@@ -97,18 +97,6 @@ class Expression(Record):
     """(yaw, pitch) of the subject's (left, right) eye, rad, see `gaze_to_matrix`."""
     eyelids: Float[Array, "2"]
     """Closure of the subject's (left, right) lids: activation of `eyeBlink...`."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class SurfacePoints:
-    """Points fixed on a mesh: (n, 3) vertex ids of each point's triangle and (n, 3) barycentric weights."""
-
-    triangles: np.ndarray
-    weights: np.ndarray
-
-    def on(self, vertices: Float[Array, "v 3"]) -> Float[Array, "n 3"]:
-        """The points on a mesh with these vertices."""
-        return barycentric_points(vertices, self.triangles, self.weights)
 
 
 _BLINK = ("eyeBlinkLeft", "eyeBlinkRight")
@@ -229,13 +217,19 @@ class MorphableHead:
         """See `HeadModel.landmark_points`."""
         return self.landmarks478.on(vertices)
 
+    def as_morphable(
+        self, params: MorphableParams, shared: Identity, frames: Expression, light: Float[Array, "f b 3"]
+    ) -> tuple["MorphableHead", Identity, Expression, Float[Array, "f b 3"]]:
+        """See `HeadModel.as_morphable`: itself."""
+        return dataclasses.replace(self, params=params), shared, frames, light
+
     def scaled(self, factor: float) -> "MorphableHead":
         """The same head with every length multiplied."""
         p = self.params
         names = ("mean", "identity_basis", "expression_basis", "eye_pivot", "eye_pivot_basis")
         return dataclasses.replace(self, params=p.replace(**{n: getattr(p, n) * factor for n in names}))
 
-    def at_points(self, points: "SurfacePoints") -> "MorphableHead":
+    def at_points(self, points: SurfacePoints) -> "MorphableHead":
         """The same head reduced to points on its surface: each becomes a vertex, no triangle is left.
 
         A linear model of n points costs n / V of the whole one, which is what makes landmark and point-sampled

@@ -7,10 +7,10 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from facejax.geometry.meshes import Topology
+from facejax.geometry.meshes import SurfacePoints, Topology
 from facejax.models.generic import appearance, build, expressions, identity, layout, sculpt
 from facejax.models.generic.build import Mesh
-from facejax.models.morphable import REGIONS, MorphableHead, MorphableParams, SurfacePoints
+from facejax.models.morphable import REGIONS, MorphableHead, MorphableParams
 
 LANDMARKS_478 = Path(__file__).parent / "landmarks478.npz"
 

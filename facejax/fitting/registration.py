@@ -1,0 +1,280 @@
+"""Registration of an avatar by what it looks like: steps 2 and 3 of Chen et al. 2021.
+
+`adapt` is Algorithm 1: on key frames, the clip's light and then the lighting network with the frames' pose and code, in
+turns. `register` then moves every frame on its own, under that light.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from facejax.data.video import Masks, Video
+from facejax.fitting.checkpoint import Checkpoint
+from facejax.fitting.config import FitConfig
+from facejax.fitting.crops import crop_image, key_frame_images
+from facejax.fitting.flow import dense_flow
+from facejax.fitting.light_models import LightModel, light_model
+from facejax.fitting.optimise import minimise
+from facejax.fitting.rendered_fit import (
+    RenderedData,
+    draw,
+    make_textured_renderer,
+    rendered_objective,
+    visible_vertices,
+)
+from facejax.fitting.variables import ClipVariables, FrameVariables, put_frames, take_frames
+from facejax.geometry.colour import linear_to_srgb_bytes
+from facejax.geometry.records import Camera, PyTree
+from facejax.models.head import HeadModel, Stage, Turn
+from facejax.renderers.deferred import Render
+from facejax.renderers.texture import sample_bilinear
+
+Tell = Callable[[int, int], None]
+_SAVE_EVERY_S = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """Where frames come from: a clip, pixels to ignore, and the box of each frame's face."""
+
+    clip: Video
+    masks: Masks | None
+    boxes: Float[np.ndarray, "f 4"]
+    valid: np.ndarray
+
+    def crops(self, ids: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """(pictures (n, s, s, 3) display values in [0, 1], ignore (n, s, s)) of these frames."""
+        pictures, ignored = [], []
+        for i, (frame, mask) in zip(ids, key_frame_images(self.clip, self.masks, ids), strict=True):
+            pictures.append(crop_image(frame, self.boxes[i], size))
+            none = np.zeros((size, size), np.float32)
+            ignored.append(none if mask is None else crop_image(mask, self.boxes[i], size))
+        return np.stack(pictures), np.stack(ignored)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Registration:
+    """A head, where it is in every frame, and how it is lit."""
+
+    head: HeadModel
+    params: PyTree
+    shared: ClipVariables
+    frames: FrameVariables
+    camera: Camera
+    reference_px: float
+    config: FitConfig
+
+    @functools.cached_property
+    def lights(self) -> LightModel:
+        return light_model(self.head, self.config)
+
+    @functools.cached_property
+    def render(self) -> Render:
+        return make_textured_renderer(self.head.topology, self.config.size)
+
+    @functools.cached_property
+    def _prepare(self) -> Callable[..., Array]:
+        def prepare(params: PyTree, shared: PyTree, code: PyTree) -> Array:
+            return self.lights.prepare(self.head.vertices(params, shared, code))
+
+        return jax.jit(prepare)
+
+    def data(self, given: Pictures, ids: np.ndarray) -> RenderedData:
+        """What was seen in these frames, with a leading axis; nothing of flow yet."""
+        size, count = self.config.size, len(ids)
+        picture, ignore = given.crops(ids, size)
+        prepared = [self._prepare(self.params, self.shared.code, take_frames(self.frames.code, i)) for i in ids]
+        n_vertices = self.head.topology.n_vertices
+        zero = RenderedData(
+            picture=jnp.zeros((size, size, 3)),
+            ignore=jnp.zeros((size, size)),
+            box=jnp.zeros(4),
+            prepared=prepared[0],
+            target=jnp.zeros((n_vertices, 2)),
+            target_weight=jnp.zeros(n_vertices),
+        )
+        return zero.replace(
+            picture=jnp.asarray(picture),
+            ignore=jnp.asarray(ignore),
+            box=jnp.asarray(given.boxes[ids]),
+            prepared=jnp.stack(prepared),
+            target=jnp.zeros((count, n_vertices, 2)),
+            target_weight=jnp.zeros((count, n_vertices)),
+        )
+
+    def lit_from(self, shared: ClipVariables, frames: FrameVariables) -> "Registration":
+        """The same with these variables."""
+        return dataclasses.replace(self, shared=shared, frames=frames)
+
+    def unlit(self) -> "Registration":
+        """The same without any light, its codes of the length that the light model wants."""
+        none = jnp.zeros((self.lights.rows, 3))
+        code = self.shared.code.replace(light=none)
+        light = np.zeros((len(self.frames.light), self.lights.rows, 3), np.float32)
+        return self.lit_from(self.shared.replace(code=code), self.frames.replace(light=light))
+
+
+def adapt(
+    start: Registration,
+    given: Pictures,
+    key: np.ndarray,
+    stage: Stage,
+    tell: Tell,
+    keep: Checkpoint | None = None,
+    name: str = "adaptation",
+) -> Registration:
+    """Algorithm 1 (eq. 7) on the key frames `key`: each turn a scan, `stage.rounds` times over.
+
+    At each step `config.frames_at_once` key frames are drawn by lot; with as many as there are, it is all of them, as
+    in the paper. With `config.changing_light` frames have lights of their own, smooth in time, and those between key
+    frames are interpolated.
+    """
+    config = start.config
+    ids = key[given.valid[key]]
+    solved = start.unlit()
+    one = rendered_objective(solved.head, solved.lights, solved.render, solved.camera, solved.reference_px, config)
+    gaps = jnp.asarray(np.maximum(np.diff(ids), 1), jnp.float32)[:, None, None]
+    batch = min(config.frames_at_once, len(ids))
+
+    def loss(v: PyTree, drawn: Array, data: RenderedData, first: PyTree) -> Array:
+        frames, seen = take_frames(v["frame"], drawn), take_frames(data, drawn)
+        each = jax.vmap(lambda f, d: one(v["params"], v["shared"], f, d, False))(frames, seen)
+        total = jnp.mean(each)
+        if config.changing_light:
+            light = v["frame"].light
+            total += config.change_weight * jnp.sum(jnp.diff(light, axis=0) ** 2 / gaps) / max(len(ids), 1)
+            total += 1e-3 * jnp.mean(light**2)  # what all frames share belongs to the clip's light
+        if config.network_prior > 0:
+            moved = jax.tree_util.tree_map(lambda a, b: jnp.sum((a - b) ** 2), v["params"], first)
+            total += config.network_prior * sum(jax.tree_util.tree_leaves(moved))
+        return total
+
+    @functools.partial(jax.jit, static_argnames="turn")
+    def take_turn(variables: PyTree, data: RenderedData, first: PyTree, random: Array, turn: Turn) -> Any:
+        draws = jax.vmap(lambda k: jax.random.choice(k, len(ids), (batch,), replace=False))(
+            jax.random.split(random, turn.steps)
+        )
+        return minimise(
+            lambda v, drawn: loss(v, drawn, data, first), variables, turn.free, steps=turn.steps, rate=turn.rate,
+            draws=draws,
+        )  # fmt: skip
+
+    data = solved.data(given, ids)
+    variables = {"params": solved.params, "shared": solved.shared, "frame": take_frames(solved.frames, ids)}
+    kept = keep.load(f"{name}-rounds", variables) if keep else None
+    done = int(kept[1]["done"]) if kept else 0
+    if kept:
+        variables = jax.tree_util.tree_map(jnp.asarray, kept[0])
+    turns = tuple(t for t in (_allowed(turn, config) for turn in stage.turns) if t.free and t.steps)
+    for number in range(done, stage.rounds):
+        for place, turn in enumerate(turns):
+            tell(number * len(turns) + place, stage.rounds * len(turns))
+            random = jax.random.fold_in(jax.random.key(config.seed), number * len(turns) + place)
+            variables, _ = take_turn(variables, data, start.params, random, turn)
+        jax.block_until_ready(variables)
+        if keep:
+            keep.save(f"{name}-rounds", variables, done=number + 1)
+    frames = jax.tree_util.tree_map(np.array, solved.frames)
+    put_frames(frames, ids, variables["frame"])
+    if config.changing_light and len(ids) > 1:
+        frames = frames.replace(light=_between(np.asarray(variables["frame"].light), ids, len(frames.light)))
+    tell(1, 1)
+    return dataclasses.replace(solved.lit_from(variables["shared"], frames), params=variables["params"])
+
+
+def register(
+    start: Registration,
+    given: Pictures,
+    stage: Stage,
+    tell: Tell,
+    keep: Checkpoint | None = None,
+    name: str = "registration",
+) -> Registration:
+    """Step 3 (eq. 7 and 8): pose and code of every frame, alone, under the light as it is."""
+    config, total = start.config, len(given.boxes)
+    one = rendered_objective(start.head, start.lights, start.render, start.camera, start.reference_px, config)
+    see = _seen_by(start)
+
+    @jax.jit
+    def solve(params: PyTree, shared: PyTree, frames: PyTree, data: RenderedData) -> Any:
+        def loss(v: PyTree) -> Array:  # a sum: Adam takes every number on its own, so frames do not meet
+            return jnp.sum(jax.vmap(lambda f, d: one(params, shared, f, d, True))(v["frame"], data))
+
+        return minimise(loss, {"frame": frames}, stage.free, steps=stage.steps, rate=stage.rate)
+
+    frames = jax.tree_util.tree_map(np.array, start.frames)
+    kept = keep.load(f"{name}-frames", frames) if keep else None
+    done = int(kept[1]["done"]) if kept else 0
+    if kept:
+        frames = jax.tree_util.tree_map(np.array, kept[0])
+    saved, batch = time.monotonic(), min(config.frames_at_once, total)
+    for first in range(done, total, batch):
+        tell(first, total)
+        ids = np.minimum(np.arange(first, first + batch), total - 1)
+        current = dataclasses.replace(start, frames=frames)
+        data = current.data(given, ids)
+        if config.flow_weight > 0:
+            data = _with_flow(data, *see(start.params, start.shared, take_frames(frames, ids), data))
+        solved, _ = solve(start.params, start.shared, take_frames(frames, ids), data)
+        good = np.flatnonzero((np.arange(first, first + batch) < total) & given.valid[ids])
+        put_frames(frames, ids[good], take_frames(solved["frame"], good))
+        if keep and time.monotonic() - saved > _SAVE_EVERY_S:
+            keep.save(f"{name}-frames", frames, done=first + batch)
+            saved = time.monotonic()
+    tell(total, total)
+    return dataclasses.replace(start, frames=frames)
+
+
+def _seen_by(start: Registration) -> Callable[..., Any]:
+    """(picture, coverage, vertices' pixels, their visibility) of a batch of frames as they are."""
+
+    def one(params: PyTree, shared: PyTree, frame: PyTree, data: RenderedData) -> Any:
+        image, lit, pose, small = draw(
+            start.head, start.lights, start.render, params, shared, frame, data, start.camera, start.reference_px
+        )
+        return image.colour, image.coverage, *visible_vertices(lit, image, pose, small, start.head.topology.faces)
+
+    return jax.jit(jax.vmap(one, in_axes=(None, None, 0, 0)))
+
+
+def _with_flow(data: RenderedData, colour: Array, coverage: Array, pixels: Array, visible: Array) -> RenderedData:
+    """Where flow from the drawn head to the picture says that each vertex is; the picture itself is the backdrop."""
+    seen = np.asarray(data.picture)
+    cover = np.asarray(coverage)[..., None]
+    targets, weights = [], []
+    for k in range(len(seen)):
+        drawn = linear_to_srgb_bytes(np.asarray(colour[k])).astype(np.float32) / 255
+        source = cover[k] * drawn + (1 - cover[k]) * seen[k]
+        flow, trust = dense_flow(*((255 * x + 0.5).clip(0, 255).astype(np.uint8) for x in (source, seen[k])))
+        stack = np.concatenate([np.nan_to_num(flow), trust[..., None]], axis=-1)
+        at = np.asarray(sample_bilinear(jnp.asarray(stack, jnp.float32), pixels[k]))
+        targets.append(np.asarray(pixels[k]) + at[:, :2])
+        weights.append(np.asarray(visible[k]) * (at[:, 2] > 0.99))
+    return data.replace(
+        target=jnp.asarray(np.stack(targets), jnp.float32), target_weight=jnp.asarray(np.stack(weights), jnp.float32)
+    )
+
+
+def _allowed(turn: Turn, config: FitConfig) -> Turn:
+    """A turn without what the config holds still."""
+    free = tuple(
+        f
+        for f in turn.free
+        if (config.changing_light or f != "frame.light") and (config.adapt or not f.startswith("params."))
+    )
+    return dataclasses.replace(turn, free=free)
+
+
+def _between(light: np.ndarray, ids: np.ndarray, count: int) -> np.ndarray:
+    """Lights of all frames from those of key frames, linear in between and constant beyond."""
+    flat = light.reshape(len(ids), -1)
+    everywhere = np.arange(count)
+    columns = [np.interp(everywhere, ids, flat[:, i]) for i in range(flat.shape[1])]
+    return np.stack(columns, axis=1).reshape(count, *light.shape[1:]).astype(np.float32)

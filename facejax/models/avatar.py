@@ -1,0 +1,208 @@
+"""The avatar of one person: a deep appearance decoder, the lighting network G, and what ties them to a tracker.
+
+Chen et al. 2021 (deep lighting adaptation). Implements `HeadModel`: a frame's code is that of the decoder, what a clip
+shares is its lighting code, and `params["lighting"]` are G's weights, which adaptation to a clip moves.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from facejax.geometry.meshes import SurfacePoints, Topology, barycentric_points
+from facejax.geometry.records import Face, Pose, PyTree, Record, record
+from facejax.models.deep_appearance import DeepAppearanceModel
+from facejax.models.head import Stage, Turn
+from facejax.models.landmark_names import IBUG68_FROM_MEDIAPIPE
+from facejax.models.lighting_network import LightingNetwork, pose_features, relight
+from facejax.models.morphable import REGIONS, Expression, Identity, MorphableHead, MorphableParams
+
+_HIGHEST = jax.lax.Precision.HIGHEST
+_MOTION = ("frame.pose", "frame.code")
+_LIGHT = ("shared.code.light", "frame.light")
+_NETWORK = ("params.lighting", *_MOTION)
+_FULL_MOVEMENT = 4.0  # standard deviations of a code
+
+
+def _stages(
+    landmark: int, light: int, network: int, refine: int, light_rate: float, refine_rate: float
+) -> tuple[Stage, ...]:
+    """Registration in the wild: steps 1, 2 (Algorithm 1) and 3 of the paper, with these iterations each."""
+    adaptation = (
+        Turn(free=_LIGHT, steps=light, rate=light_rate),
+        Turn(free=_NETWORK, steps=network, rate=0.1),
+    )
+    return (
+        Stage("expression", "landmarks", "key", _MOTION, steps=landmark),
+        Stage("motion", "landmarks", "all", _MOTION, steps=max(landmark // 4, 24)),
+        Stage("adaptation", "rendered", "key", turns=adaptation, rounds=4),
+        Stage("registration", "rendered", "all", _MOTION, steps=refine, rate=refine_rate),
+    )
+
+
+STAGES: Mapping[str, tuple[Stage, ...]] = {
+    "fast": _stages(landmark=150, light=30, network=60, refine=30, light_rate=5.0, refine_rate=0.4),
+    "full": _stages(landmark=1000, light=250, network=500, refine=1000, light_rate=0.5, refine_rate=0.4),
+}
+"""`full` takes as many iterations as the paper and its rates for light and network; `fast` few, with a bolder light.
+
+The paper's rate of 0.1 for pose and code is for Adam on its own units; here landmarks are fitted in whitened
+coordinates, and pictures at the rates of `facejax.fitting.optimise.RATES`."""
+
+
+@record
+class AvatarClip(Record):
+    """What is one for a clip."""
+
+    light: Float[Array, "g 3"]
+    """Lighting code: a colour for each group of lights (or a coefficient of harmonics, for the baselines)."""
+
+
+@record
+class AvatarFrame(Record):
+    """What moves from frame to frame."""
+
+    code: Float[Array, "z"]
+    """The decoder's code, standard normal in training."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Avatar:
+    """One person's avatar: implements `HeadModel`. Made by `facejax.data.avatars.load_avatar`.
+
+    `params` is {"decoder", "lighting", "mesh": {"mean" (v, 3), "basis" (m, v, 3)}}: the decoder's and G's weights, and
+    the decoder's mesh head written out, see `DeepAppearanceModel.linear_mesh`.
+    """
+
+    name: str
+    sha256: str
+    appearance: DeepAppearanceModel
+    network: LightingNetwork
+    params: PyTree
+    state: PyTree
+    """Statistics of the decoder's data, see `facejax.models.deep_appearance`."""
+    topology: Topology
+    landmarks478: SurfacePoints
+    regions: Mapping[str, np.ndarray]
+    """Named (V,) masks in [0, 1]; those of `REGIONS` that are missing count as empty."""
+    eye_centres: np.ndarray
+    """(2, 3) centres of the (left, right) eyeball, metres, head frame."""
+
+    def stages(self, preset: str) -> tuple[Stage, ...]:
+        """See `HeadModel.stages`."""
+        return STAGES[preset]
+
+    def init_code(self) -> tuple[AvatarClip, AvatarFrame]:
+        """No light, and the code of all zeros; the paper starts its adaptation from both."""
+        return AvatarClip(light=self.network.no_light()), AvatarFrame(code=jnp.zeros(self.appearance.config.code))
+
+    def init_light(self, bands: int = 3) -> Float[Array, "g 3"]:
+        """What a frame adds to the clip's lighting code: nothing."""
+        del bands
+        return self.network.no_light()
+
+    def vertices(self, params: PyTree, shared: AvatarClip, frame: AvatarFrame) -> Float[Array, "v 3"]:
+        """Decoded vertices, metres, head frame."""
+        del shared
+        features = self.appearance.mesh_features(params, frame.code)
+        return params["mesh"]["mean"] + jnp.einsum("m,mvc->vc", features, params["mesh"]["basis"], precision=_HIGHEST)
+
+    def neutral(self, params: PyTree, shared: AvatarClip) -> Float[Array, "v 3"]:
+        """Vertices of the code of zeros, head frame."""
+        return self.vertices(params, shared, self.init_code()[1])
+
+    def decode(self, params: PyTree, shared: AvatarClip, frame: AvatarFrame, view: Float[Array, "3"]) -> Face:
+        """Eq. (1): decoded mesh, and the fully lit texture seen from `view`; all of its colour is in the texture."""
+        texture = self.appearance.decode(params, self.state, frame.code, view).texture
+        vertices = self.vertices(params, shared, frame)
+        flat = jnp.zeros(vertices.shape[0])
+        return Face(
+            vertices=vertices, albedo=jnp.ones_like(vertices), texture=texture, specular=flat, roughness=flat + 1
+        )
+
+    def relit(self, params: PyTree, face: Face, light: Float[Array, "g 3"], pose: Pose) -> Face:
+        """Eq. (2) and (3): the same face with the texture that a lighting code makes of it, as linear radiance."""
+        maps = self.network(params["lighting"], light, pose_features(pose), face.texture)
+        return face.replace(texture=relight(face.texture, maps))
+
+    def code_prior(self, params: PyTree, shared: AvatarClip, frame: AvatarFrame) -> Float[Array, ""]:
+        """Standard normal codes."""
+        del params, shared
+        return jnp.sum(frame.code**2)
+
+    def motion_features(self, frame: AvatarFrame) -> Float[Array, "m"]:
+        """See `HeadModel.motion_features`."""
+        return frame.code / _FULL_MOVEMENT
+
+    def landmark_points(self, vertices: Float[Array, "v 3"]) -> Float[Array, "478 3"]:
+        """See `HeadModel.landmark_points`."""
+        return self.landmarks478.on(vertices)
+
+    def eye_pivots(self, params: PyTree, shared: AvatarClip) -> Float[Array, "2 3"]:
+        """Centres of the (left, right) eyeball, head frame."""
+        del params, shared
+        return jnp.asarray(self.eye_centres, jnp.float32)
+
+    def scaled(self, factor: float) -> "Avatar":
+        """The same head with every length multiplied."""
+        mesh = {k: v * factor for k, v in self.params["mesh"].items()}
+        state = {**self.state, **{k: self.state[k] * factor for k in ("mean_vertices", "vertices_std")}}
+        return dataclasses.replace(
+            self, params={**self.params, "mesh": mesh}, state=state, eye_centres=self.eye_centres * factor
+        )
+
+    def at_points(self, points: SurfacePoints) -> "Avatar":
+        """The same head reduced to points on its surface: each becomes a vertex, no triangle is left."""
+        mix = jax.vmap(lambda v: barycentric_points(v, points.triangles, points.weights))
+        mesh = self.params["mesh"]
+        reduced = {"mean": mix(mesh["mean"][None])[0], "basis": mix(mesh["basis"])}
+        return dataclasses.replace(self, params={**self.params, "mesh": reduced})
+
+    def as_morphable(
+        self, params: PyTree, shared: AvatarClip, frames: AvatarFrame, light: Float[Array, "f g 3"]
+    ) -> tuple[MorphableHead, Identity, Expression, Float[Array, "f b 3"]]:
+        """See `HeadModel.as_morphable`: the decoder's mesh features as expressions, under its mean texture.
+
+        Gaze and lids are in the mesh, so their own numbers are zero; the light is the full one, as the texture is.
+        """
+        del shared, light
+        mean, basis = params["mesh"]["mean"], params["mesh"]["basis"]
+        n, count = len(mean), len(basis)
+        activations = jax.vmap(lambda code: self.appearance.mesh_features(params, code))(frames.code)
+        table = self.landmarks478
+        at68 = list(IBUG68_FROM_MEDIAPIPE)
+        twin = MorphableHead(
+            name=self.name,
+            sha256=self.sha256,
+            params=MorphableParams(
+                mean=mean,
+                identity_basis=jnp.zeros((0, n, 3)),
+                expression_basis=basis,
+                skin_mean=jnp.zeros((n, 3)),
+                skin_basis=jnp.zeros((0, n, 3)),
+                eye_weight=jnp.zeros((n, 2)),
+                eye_pivot=self.eye_pivots(params, None),  # type: ignore[arg-type]
+                eye_pivot_basis=jnp.zeros((0, 2, 3)),
+                specular=jnp.zeros(n),
+                roughness=jnp.ones(n),
+            ),
+            topology=self.topology,
+            expression_names=tuple(f"feature_{i:03d}" for i in range(count)),
+            landmarks68=SurfacePoints(table.triangles[at68], table.weights[at68]),
+            landmarks478=table,
+            regions={name: np.asarray(self.regions.get(name, np.zeros(n, np.float32))) for name in REGIONS},
+            mirror=np.arange(n),
+        )
+        texture = jnp.clip(self.state["mean_texture"], 0.0, 1.0)
+        frames_of = len(activations)
+        return (
+            twin,
+            Identity(shape=jnp.zeros(0), skin=jnp.zeros(0), texture=texture),
+            Expression(  # type: ignore[call-arg]
+                activations=jnp.zeros(count), gaze=jnp.zeros((2, 2)), eyelids=jnp.zeros(2)
+            ).replace(activations=activations, gaze=jnp.zeros((frames_of, 2, 2)), eyelids=jnp.zeros((frames_of, 2))),
+            jnp.broadcast_to(twin.init_light(), (frames_of, 9, 3)),
+        )
