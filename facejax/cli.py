@@ -444,11 +444,83 @@ class Reproduce:
         return 0 if all(row.agrees for row in compared) else 1
 
 
+@dataclasses.dataclass(frozen=True)
+class DataLightStage:
+    """Make a capture of a made-up person on a virtual light stage: what avatars and their light are trained on."""
+
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")]
+    """Folder to write. One that holds a part of the same capture is completed."""
+    preset: Literal["small", "paper"] = "small"
+    """`small` is for two processor cores, `paper` for a cluster."""
+    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD=VALUE"), tyro.conf.UseAppendAction] = ()
+    """Change a field of `LightStageSpec`, as --set expressions=60; may be given many times."""
+
+    def run(self) -> int:
+        """Runs the command; the exit status."""
+        use_compilation_cache()
+        from facejax.data.light_stage import PRESETS, write_capture
+        from facejax.training import override
+
+        began = time.monotonic()
+        spec = override(PRESETS[self.preset], self.set)
+        with show_progress() as progress:
+            write_capture(self.out, spec, progress)
+        rows: list[Row] = [
+            ("frames", spec.expressions * (1 + spec.partly_lit), None),
+            ("cameras", spec.cameras, None),
+            ("minutes", (time.monotonic() - began) / 60, None),
+        ]
+        print_summary(rows, f"light stage -> {self.out}")
+        return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class DataInfo:
+    """Say what a capture holds, after checking that its parts are there."""
+
+    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")]
+    """Folder of a capture."""
+
+    def run(self) -> int:
+        """Runs the command; the exit status."""
+        from facejax.data.captures import LightStage, select
+
+        capture = LightStage(self.folder)
+        full, test = select(capture, "train", fully_lit=True), [e for e in capture.entries if e.split == "test"]
+        rows: list[Row] = [
+            ("frames", len(capture.entries), None),
+            ("of these for tests", len(test), None),
+            ("fully lit, for training", len(full), None),
+            ("cameras", capture.n_cameras, None),
+            ("groups of lights", capture.groups, None),
+            ("image", "{} x {}".format(*capture.image_size), None),
+            ("texture", f"{capture.texture_size} x {capture.texture_size}", None),
+            ("vertices", capture.topology.n_vertices, None),
+        ]
+        print_summary(rows, str(self.folder))
+        return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Make captures, and say what they hold."""
+
+    action: (
+        Annotated[DataLightStage, tyro.conf.subcommand("light-stage")]
+        | Annotated[DataInfo, tyro.conf.subcommand("info")]
+    )
+
+    def run(self) -> int:
+        """Runs the command; the exit status."""
+        return self.action.run()
+
+
 Command = (
     Annotated[Track, tyro.conf.subcommand("track")]
     | Annotated[Assets, tyro.conf.subcommand("assets")]
     | Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Relight, tyro.conf.subcommand("relight")]
+    | Annotated[Data, tyro.conf.subcommand("data")]
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Checkpoints, tyro.conf.subcommand("checkpoints")]
     | Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
@@ -482,7 +554,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(*explained)
 
 
-def parse(arguments: Sequence[str]) -> Track | Assets | Demo | Relight | Train | Checkpoints | Reproduce | Doctor:
+def parse(
+    arguments: Sequence[str],
+) -> Track | Assets | Demo | Relight | Data | Train | Checkpoints | Reproduce | Doctor:
     """The command that these arguments name; prints usage and raises `SystemExit` where they name none."""
     return tyro.cli(
         Command,  # type: ignore[arg-type]

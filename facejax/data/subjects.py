@@ -6,13 +6,17 @@ skin. Everything follows from a seed.
 """
 
 import dataclasses
-from typing import Protocol, runtime_checkable
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Float32, Int
 
+from facejax.geometry.meshes import normalise
 from facejax.models.morphable import Expression, MorphableHead
 from facejax.objectives.metrics import similarity_align
 
@@ -268,3 +272,188 @@ def sky(seed: int, height: int = 64) -> np.ndarray:
     colour = colour * (1 + 0.2 * np.cos(3 * around + rng.uniform(0, 6)) * np.sqrt(1 - up**2))[..., None]
     patch = np.exp(6 * (np.cos(around - rng.uniform(0, 6)) * np.sqrt(1 - up**2) * 0.9 + 0.4 * up - 1))
     return (colour + 4 * patch[..., None] * [1.0, 0.93, 0.82]).astype(np.float32)
+
+
+# -- relief and gloss --------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Surface:
+    """What a head is made of, at N points of it."""
+
+    albedo: Float32[np.ndarray, "n 3"]
+    """Linear diffuse reflectance, in [0, 1]."""
+    specular: Float32[np.ndarray, " n"]
+    """Fresnel reflectance at normal incidence."""
+    roughness: Float32[np.ndarray, " n"]
+    """Width alpha of the GGX lobe; bumps too small for the asked `spacing` are in it."""
+    height: Float32[np.ndarray, " n"]
+    """Metres along the normal."""
+    gradient: Float32[np.ndarray, "n 3"]
+    """Of the height in coordinates of the neutral head; `relief_normals` makes normals of it."""
+
+
+def surface_at(
+    points: Float[np.ndarray, "n 3"],
+    regions: Mapping[str, np.ndarray],
+    pivots: Float[np.ndarray, "2 3"],
+    skin: float,
+    seed: int,
+    spacing: float = 0.0,
+) -> Surface:
+    """Looks of points of the neutral head (metres, head frame): skin, eyes, teeth and gums, by their regions.
+
+    regions: masks in [0, 1] at the points; give all points of the skin at once, mouth and nose are found among them.
+    pivots: centres of the (left, right) eye. skin: 0 very light, 1 very dark. spacing: metres between samples of
+    whoever asks; bumps that these could not show become roughness, as they do to the eye.
+    """
+    on = {k: np.asarray(v, np.float64) for k, v in regions.items()}
+    points, pivots = np.asarray(points, np.float64), np.asarray(pivots, np.float64)
+    albedo, width = paint_skin(points, on, skin, seed)
+    rng = np.random.default_rng(seed + 7)
+    forehead = _window(points[:, 1] - pivots[:, 1].mean(), 0.025, 0.07, 0.01) * (1 - on["scalp"])
+    oily = 0.5 * on["nose"] + 0.6 * on["lips"] + 0.35 * forehead
+    specular = 0.028 * (1 + oily) * (1 + 0.15 * smooth_noise(points, 0.006, rng)) * (1 - 0.4 * on["scalp"])
+    height, gradient, lost = _relief(points, on, pivots, seed, spacing)
+    # Beckmann's alpha squared is twice the variance of slopes along an axis, and lobes add by it
+    roughness = np.sqrt((width**2 + 0.06 - 0.03 * forehead) ** 2 + 2 * lost)
+
+    is_eye = np.maximum(on["eyeballs"], on["iris"]) > 0.5
+    is_tooth = (on["teeth"] > 0.5) & ~is_eye
+    is_gum = (on["gums"] > 0.5) & ~is_eye & ~is_tooth
+    if is_eye.any():
+        albedo[is_eye] = paint_eyes(points[is_eye], pivots, seed)
+    for part, colour, fresnel, alpha in (
+        (is_eye, None, 0.04, 0.1),
+        (is_tooth, (0.62, 0.56, 0.46), 0.05, 0.15),
+        (is_gum, (0.33, 0.09, 0.08), 0.04, 0.2),
+    ):
+        if colour is not None:
+            albedo[part] = colour
+        specular[part], roughness[part] = fresnel, alpha
+    return Surface(
+        albedo=albedo.astype(np.float32),
+        specular=np.clip(specular, 0.005, 0.1).astype(np.float32),
+        roughness=np.clip(roughness, 0.05, 1.0).astype(np.float32),
+        height=height.astype(np.float32),
+        gradient=gradient.astype(np.float32),
+    )
+
+
+def skin_relief(
+    points: Float[np.ndarray, "n 3"],
+    regions: Mapping[str, np.ndarray],
+    pivots: Float[np.ndarray, "2 3"],
+    seed: int,
+    spacing: float = 0.0,
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, "n 3"]]:
+    """(height in metres, its gradient) of pores, uneven skin and wrinkles, at points of the neutral head; 0 off skin.
+
+    Pores are 1 to 1.8 mm apart and about 0.03 mm high; forehead lines, crow's feet and smile lines 0.1 to 0.2 mm deep.
+    The gradient is that of the height as a function of space, the skin's own border left out. The rest as in
+    `surface_at`.
+    """
+    on = {k: np.asarray(v, np.float64) for k, v in regions.items()}
+    height, gradient, _ = _relief(np.asarray(points, np.float64), on, np.asarray(pivots, np.float64), seed, spacing)
+    return height, gradient
+
+
+def relief_normals(
+    normals: Float[Array, "*n 3"], rest_normals: Float[Array, "*n 3"], gradient: Float[Array, "*n 3"]
+) -> Float[Array, "*n 3"]:
+    """Unit normals of a surface with relief: `gradient`, known on the neutral head, is carried along as skin moves.
+
+    normals, rest_normals: unit, of the smooth surface now and at rest. Skin is taken to turn by the least rotation that
+    brings one onto the other, and not to stretch.
+    """
+    slope = gradient - jnp.sum(gradient * rest_normals, axis=-1, keepdims=True) * rest_normals
+    middle = normals + rest_normals
+    cosine = jnp.sum(normals * rest_normals, axis=-1, keepdims=True)
+    turned = slope - jnp.sum(slope * normals, axis=-1, keepdims=True) / jnp.maximum(1 + cosine, 1e-3) * middle
+    return normalise(normals - turned)
+
+
+_BUMPS = ((0.0010, 0.0018, 96, 2e-5), (0.003, 0.007, 64, 4e-5))  # wavelengths from, to; waves; RMS height; metres
+
+
+def _relief(
+    points: np.ndarray, regions: Mapping[str, np.ndarray], pivots: np.ndarray, seed: int, spacing: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(height, gradient, variance of the slopes along an axis that are finer than the spacing)."""
+    mask = regions["skin"] * np.prod([1 - regions[k] for k in ("lips", "eyeballs", "teeth", "gums")], axis=0)
+    waves, amplitudes, lost = _bumps(seed, spacing)
+    phases = np.random.default_rng(seed + 9).uniform(0, 2 * np.pi, len(waves))
+    anchors = _anchors(points, regions, pivots)
+
+    def height(x: Array) -> Array:
+        bumps = jnp.sum(jnp.asarray(amplitudes, jnp.float32) * jnp.cos(jnp.asarray(waves, jnp.float32) @ x + phases))
+        return bumps + _wrinkles(x, anchors)
+
+    value, slope = _blocks(jax.value_and_grad(height), points)
+    return value * mask, slope * mask[:, None], lost * mask
+
+
+def _blocks(function: Callable[[Array], tuple[Array, Array]], points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    value, slope = jax.jit(lambda x: jax.lax.map(function, x, batch_size=4096))(jnp.asarray(points, jnp.float32))
+    return np.asarray(value, np.float64), np.asarray(slope, np.float64)
+
+
+def _bumps(seed: int, spacing: float) -> tuple[np.ndarray, np.ndarray, float]:
+    """Wave vectors (w, 3) rad/m, their amplitudes in metres, and the variance of slopes that the spacing takes away."""
+    rng = np.random.default_rng(seed + 8)
+    waves, amplitudes, lost = [], [], 0.0
+    for shortest, longest, count, rms in _BUMPS:
+        direction = rng.normal(size=(count, 3))
+        direction /= np.linalg.norm(direction, axis=1, keepdims=True)
+        length = rng.uniform(shortest, longest, count)
+        full = rms * np.sqrt(2 / count)
+        # a wave needs a little more than two samples: it fades out between 3 and 2 of them
+        kept = np.clip(length / max(spacing, 1e-9) - 2, 0, 1) * full
+        waves.append(2 * np.pi / length[:, None] * direction)
+        amplitudes.append(kept)
+        lost += float(((2 * np.pi / length) ** 2 * (full**2 - kept**2)).sum() / 2 / 3)  # a third along each axis
+    return np.concatenate(waves), np.concatenate(amplitudes), lost
+
+
+def _anchors(points: np.ndarray, regions: Mapping[str, np.ndarray], pivots: np.ndarray) -> np.ndarray:
+    """(3, 2), x and y: centre of an eye, corner of the mouth, wing of the nose, on the subject's left."""
+    eyes = np.array([np.abs(pivots[:, 0]).mean(), pivots[:, 1].mean()])
+    lips, nose = points[regions["lips"] > 0.5], points[regions["nose"] > 0.5]
+    if not len(lips) or not len(nose):
+        return np.stack([eyes] * 3).astype(np.float32)
+    mouth = np.array([np.abs(lips[:, 0]).max(), np.median(lips[:, 1])])
+    wing = np.array([np.abs(nose[:, 0]).max(), nose[:, 1].min() + 0.006])
+    return np.stack([eyes, mouth, wing]).astype(np.float32)
+
+
+def _wrinkles(x: Array, anchors: np.ndarray) -> Array:
+    """Height of the wrinkles at a point, metres; left and right alike."""
+    (eye_x, eye_y), (mouth_x, mouth_y), (wing_x, wing_y) = anchors
+    side = jnp.sqrt(x[0] ** 2 + 1e-10)
+    front = jax.nn.sigmoid((x[2] - 0.03) / 0.008)
+
+    def grooves(phase: Array, depth: float) -> Array:
+        return -depth * jnp.exp(2.5 * (jnp.cos(phase) - 1))
+
+    up = x[1] - eye_y
+    bend = 0.0025 * jnp.cos(side / 0.016) + 0.001 * jnp.sin(x[0] / 0.007)
+    lines = grooves(2 * math.pi * (up + bend) / 0.0085, 1.6e-4)
+    forehead = lines * _window(up, 0.030, 0.066, 0.006) * _window(side, -1.0, 0.042, 0.01)
+
+    out, above = side - eye_x - 0.012, up + 0.001
+    radius = jnp.sqrt(out**2 + above**2 + 1e-10)
+    angle = jnp.arctan2(above, out)
+    fan = _window(radius, 0.008, 0.022, 0.004) * _window(angle, -0.75, 0.75, 0.2)
+    feet = grooves(2 * math.pi * angle / 0.34, 1.1e-4) * fan
+
+    along = (wing_y - x[1]) / max(float(wing_y - mouth_y), 1e-3)
+    curve = wing_x + (mouth_x + 0.007 - wing_x) * along + 0.006 * along * (1 - along)
+    smile = -2e-4 * jnp.exp(-0.5 * ((side - curve) / 0.0016) ** 2) * _window(along, 0.0, 1.1, 0.2)
+    return front * (forehead + feet + smile)
+
+
+def _window(x: ArrayLike, low: float, high: float, soft: float) -> Any:
+    """1 between low and high, 0 outside, over `soft` within each border; once differentiable. Of numpy or JAX."""
+    xp = np if isinstance(x, np.ndarray) else jnp
+    a, b = xp.clip((x - low) / soft, 0, 1), xp.clip((high - x) / soft, 0, 1)
+    return a * a * (3 - 2 * a) * b * b * (3 - 2 * b)
