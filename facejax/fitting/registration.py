@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from facejax.data.results import TrackResult
 from facejax.data.video import Masks, Video
 from facejax.fitting.checkpoint import Checkpoint
 from facejax.fitting.config import FitConfig
@@ -29,10 +30,12 @@ from facejax.fitting.rendered_fit import (
     rendered_objective,
     visible_vertices,
 )
-from facejax.fitting.variables import ClipVariables, FrameVariables, put_frames, take_frames
+from facejax.fitting.variables import ClipVariables, FrameVariables, put_frames, take_frames, variables_of
 from facejax.geometry.colour import linear_to_srgb_bytes
+from facejax.geometry.errors import InputError
 from facejax.geometry.records import Camera, PyTree
 from facejax.models.head import HeadModel, Stage, Turn
+from facejax.objectives.landmarks import face_radius_px
 from facejax.renderers.deferred import Render
 from facejax.renderers.texture import sample_bilinear
 
@@ -108,6 +111,18 @@ class Registration:
             target=jnp.zeros((count, n_vertices, 2)),
             target_weight=jnp.zeros((count, n_vertices)),
         )
+
+    def pictures(self, given: Pictures, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(drawn, coverage, seen) of these frames' crops: drawn in linear radiance, seen in display values."""
+        see, drawn, cover, seen = _seen_by(self), [], [], []
+        for first in range(0, len(ids), self.config.frames_at_once):
+            part = ids[first : first + self.config.frames_at_once]
+            data = self.data(given, part)
+            colour, coverage, _, _ = see(self.params, self.shared, take_frames(self.frames, part), data)
+            drawn.append(np.asarray(colour))
+            cover.append(np.asarray(coverage))
+            seen.append(np.asarray(data.picture))
+        return np.concatenate(drawn), np.concatenate(cover), np.concatenate(seen)
 
     def lit_from(self, shared: ClipVariables, frames: FrameVariables) -> "Registration":
         """The same with these variables."""
@@ -196,9 +211,15 @@ def register(
     tell: Tell,
     keep: Checkpoint | None = None,
     name: str = "registration",
+    only: np.ndarray | None = None,
 ) -> Registration:
-    """Step 3 (eq. 7 and 8): pose and code of every frame, alone, under the light as it is."""
-    config, total = start.config, len(given.boxes)
+    """Step 3 (eq. 7 and 8): pose and code of every frame, alone, under the light as it is.
+
+    only: ids of the frames to move; None: all with a face.
+    """
+    config = start.config
+    chosen = np.flatnonzero(given.valid) if only is None else only[given.valid[only]]
+    total = len(chosen)
     one = rendered_objective(start.head, start.lights, start.render, start.camera, start.reference_px, config)
     see = _seen_by(start)
 
@@ -214,17 +235,17 @@ def register(
     done = int(kept[1]["done"]) if kept else 0
     if kept:
         frames = jax.tree_util.tree_map(np.array, kept[0])
-    saved, batch = time.monotonic(), min(config.frames_at_once, total)
+    saved, batch = time.monotonic(), max(min(config.frames_at_once, total), 1)
     for first in range(done, total, batch):
         tell(first, total)
-        ids = np.minimum(np.arange(first, first + batch), total - 1)
+        ids = chosen[np.minimum(np.arange(first, first + batch), total - 1)]
         current = dataclasses.replace(start, frames=frames)
         data = current.data(given, ids)
         if config.flow_weight > 0:
             data = _with_flow(data, *see(start.params, start.shared, take_frames(frames, ids), data))
         solved, _ = solve(start.params, start.shared, take_frames(frames, ids), data)
-        good = np.flatnonzero((np.arange(first, first + batch) < total) & given.valid[ids])
-        put_frames(frames, ids[good], take_frames(solved["frame"], good))
+        fresh = np.arange(min(batch, total - first))
+        put_frames(frames, ids[fresh], take_frames(solved["frame"], fresh))
         if keep and time.monotonic() - saved > _SAVE_EVERY_S:
             keep.save(f"{name}-frames", frames, done=first + batch)
             saved = time.monotonic()
@@ -278,3 +299,20 @@ def _between(light: np.ndarray, ids: np.ndarray, count: int) -> np.ndarray:
     everywhere = np.arange(count)
     columns = [np.interp(everywhere, ids, flat[:, i]) for i in range(flat.shape[1])]
     return np.stack(columns, axis=1).reshape(count, *light.shape[1:]).astype(np.float32)
+
+
+def registration_of(head: HeadModel, result: TrackResult, config: FitConfig) -> Registration:
+    """Where steps 2 and 3 start: what `fit_sequence` found of a head, by landmarks alone (`texture=False`) or more."""
+    if result.fitted is None:
+        raise InputError("Registration goes on from a fit, and this result was read from a file: track the clip again.")
+    reference = float(np.median(face_radius_px(result.landmarks)))
+    camera = result.camera
+    poses = [variables_of(result.pose(k), camera, reference) for k in range(len(result))]
+    fitted = result.fitted
+    frames = FrameVariables(
+        pose=jax.tree_util.tree_map(lambda *x: np.stack(x), *poses),
+        code=jax.tree_util.tree_map(np.array, fitted.frames),
+        light=np.array(fitted.light),
+    )
+    shared = ClipVariables(code=fitted.shared, log_focal=jnp.log(camera.focal[0]))
+    return Registration(head, fitted.params, shared, frames, camera, reference, config)

@@ -14,10 +14,10 @@ from jaxtyping import Array, Float
 
 from facejax.geometry.meshes import SurfacePoints, Topology, barycentric_points
 from facejax.geometry.records import Face, Pose, PyTree, Record, record
-from facejax.models.deep_appearance import DeepAppearanceModel
+from facejax.models.deep_appearance import DeepAppearanceModel, view_direction
 from facejax.models.head import Stage, Turn
 from facejax.models.landmark_names import IBUG68_FROM_MEDIAPIPE
-from facejax.models.lighting_network import LightingNetwork, pose_features, relight
+from facejax.models.lighting_network import LightingNetwork, relight, rig_pose_features
 from facejax.models.morphable import REGIONS, Expression, Identity, MorphableHead, MorphableParams
 
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -123,9 +123,22 @@ class Avatar:
             vertices=vertices, albedo=jnp.ones_like(vertices), texture=texture, specular=flat, roughness=flat + 1
         )
 
-    def relit(self, params: PyTree, face: Face, light: Float[Array, "g 3"], pose: Pose) -> Face:
-        """Eq. (2) and (3): the same face with the texture that a lighting code makes of it, as linear radiance."""
-        maps = self.network(params["lighting"], light, pose_features(pose), face.texture)
+    def relit(
+        self,
+        params: PyTree,
+        face: Face,
+        light: Float[Array, "g 3"],
+        pose: Pose,
+        rig: Float[Array, "3 3"] | None = None,
+    ) -> Face:
+        """Eq. (2) and (3): the same face with the texture that a lighting code makes of it, as linear radiance.
+
+        pose: head to camera, as the face was decoded for. rig: rotation of the head to the frame in which the lights
+        are fixed; None for that camera's own, as in a clip.
+        """
+        rotation = pose.rotation if rig is None else rig
+        features = rig_pose_features(rotation, view_direction(pose))
+        maps = self.network(params["lighting"], light, features, face.texture)
         return face.replace(texture=relight(face.texture, maps))
 
     def code_prior(self, params: PyTree, shared: AvatarClip, frame: AvatarFrame) -> Float[Array, ""]:

@@ -1,0 +1,362 @@
+"""Tables 1 and 2 of Chen et al. 2021 on clips whose every vertex is known (`facejax.evaluation.wild_clips`).
+
+Frames that adaptation did not see are registered and compared with the clip: mean squared error of display values on a
+scale of 0 to 255 (L2), SSIM and PSNR over the pixels that the avatar covers wholly; and, which the authors could not
+measure, the mesh in millimetres, the pose in degrees, and gaze.
+"""
+
+import dataclasses
+import importlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from facejax.data.files import atomic_write
+from facejax.data.video import Video, open_video
+from facejax.evaluation.truth_clip import Truth
+from facejax.fitting.config import FitConfig
+from facejax.fitting.crops import face_boxes
+from facejax.fitting.registration import Pictures, Registration, adapt, register, registration_of
+from facejax.fitting.rendered_fit import inside
+from facejax.fitting.sequence import fit_sequence
+from facejax.fitting.variables import pose_of, spread_frames
+from facejax.geometry.colour import linear_to_srgb
+from facejax.geometry.errors import InputError
+from facejax.geometry.rotations import nearest_rotation, rotation_angle
+from facejax.models.avatar import STAGES, Avatar
+from facejax.objectives.metrics import psnr, ssim
+
+Identity = Callable[[np.ndarray, np.ndarray], float]
+"""(picture, avatar) as uint8 sRGB -> cosine similarity of whatever says who a person is: CSIM, a plug-in."""
+
+_MARGIN = 1.6
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A line of a table: how a clip is registered."""
+
+    name: str
+    key_frames: int | None = 48
+    """Frames that adaptation sees, spread over the clip; None: all."""
+    light_model: str = "network"
+    adapt: bool = True
+    """Whether the lighting network's weights move."""
+    pretrained: bool = True
+    """Whether they start from the capture, or at random."""
+    changing_light: bool = False
+
+
+TABLE_1: tuple[Method, ...] = (
+    Method("ours"),
+    Method("SH, 27 parameters", light_model="sh"),
+    Method("SH with cast shadows, 81 per colour", light_model="shadowed-sh"),
+)
+"""Ours and the baselines, in one code."""
+
+TABLE_2: tuple[Method, ...] = (
+    Method("w/o pre-training", pretrained=False),
+    Method("w/o adaptation", adapt=False),
+    Method("K = 1", key_frames=1),
+    Method("K = 12", key_frames=12),
+    Method("K = 48"),
+    Method("K = all", key_frames=None),
+)
+"""The ablation."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """How clips are measured."""
+
+    size: int = 128
+    """Side of the face crop that is fitted and compared, pixels."""
+    preset: str = "fast"
+    held_out: int = 24
+    """Frames that no method adapts to; those are measured."""
+    landmark_noise_px: float | None = None
+    """Standard deviation of noise on the true landmarks, in place of the detector's; None: the detector's."""
+    frames_at_once: int = 4
+    seeds: tuple[int, ...] = (0,)
+    known_camera: bool = True
+    """The paper knows its cameras."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Clip:
+    """A clip with its truth."""
+
+    name: str
+    video: Video
+    truth: Truth
+    vertices: Float[np.ndarray, "f v 3"]
+    """Head frame, metres."""
+    shadowed: Float[np.ndarray, " f"]
+    """Share of the skin's pixels in cast shadow."""
+
+
+def open_clip(folder: Path | str) -> Clip:
+    """A folder of `facejax data wild-clip`; `InputError` where something of it is missing."""
+    folder = Path(folder)
+    for name in ("frames", "truth.npz", "wild.npz"):
+        if not (folder / name).exists():
+            raise InputError(
+                f"{folder} is no clip with truth, it lacks {name}: make one with `facejax data wild-clip`."
+            )
+    truth = Truth.load(folder)
+    with np.load(folder / "wild.npz", allow_pickle=False) as held:
+        vertices, shadowed = held["vertices"], held["shadowed"]
+    return Clip(folder.name, open_video(folder / "frames"), truth, vertices, np.asarray(shadowed, np.float64))
+
+
+def held_out_frames(count: int, wanted: int) -> np.ndarray:
+    """Ids spread evenly over a clip of `count` frames."""
+    if wanted >= count:
+        raise InputError(f"{wanted} frames cannot be held out of a clip of {count}: hold out fewer.")
+    return np.unique((np.arange(wanted) + 0.5) * count / wanted).astype(int)
+
+
+def key_frames(rotation: Float[np.ndarray, "f 3 3"], among: np.ndarray, count: int | None) -> np.ndarray:
+    """Up to `count` of the frames `among`, spread over head rotation as in the paper; None takes all of them."""
+    if count is None or count >= len(among):
+        return among
+    if count < 1:
+        raise InputError(f"Adaptation needs a key frame at least, and {count} were asked for.")
+    return among[spread_frames(rotation[among, 2], count)]
+
+
+def first_step(avatar: Avatar, clip: Clip, told: Protocol) -> tuple[Registration, Pictures]:
+    """Step 1: pose and code of every frame from landmarks; what every method starts from."""
+    landmarks = None
+    if told.landmark_noise_px is not None:
+        rng = np.random.default_rng(0)
+        landmarks = clip.truth.landmarks + rng.normal(0, told.landmark_noise_px, clip.truth.landmarks.shape)
+    config = _config(told, texture=False)
+    intrinsics = np.asarray(clip.truth.intrinsics) if told.known_camera else None
+    result = fit_sequence(clip.video, avatar, landmarks=landmarks, intrinsics=intrinsics, config=config)
+    boxes = face_boxes(result.landmarks, _MARGIN)
+    return registration_of(avatar, result, config), Pictures(clip.video, None, boxes, np.asarray(result.valid))
+
+
+def run_method(
+    begun: Registration, given: Pictures, clip: Clip, method: Method, told: Protocol, seed: int = 0
+) -> dict[str, Any]:
+    """Registers the held-out frames of a clip by one method, and measures them."""
+    avatar: Avatar = begun.head  # type: ignore[assignment]
+    params = begun.params
+    if not method.pretrained:
+        params = {**params, "lighting": avatar.network.init(jax.random.key(1000 + seed))}
+    config = _config(
+        told, light_model=method.light_model, adapt=method.adapt, changing_light=method.changing_light, seed=seed
+    )
+    start = dataclasses.replace(begun, params=params, config=config)
+    test = held_out_frames(len(clip.vertices), told.held_out)
+    others = np.setdiff1d(np.flatnonzero(given.valid), test)
+    turns = np.asarray(_poses(begun).rotation)
+    keys = key_frames(turns, others, method.key_frames)
+    adaptation, refinement = (s for s in STAGES[told.preset] if s.data == "rendered")
+    began = time.perf_counter()
+    lit = jax.block_until_ready(adapt(start, given, keys, adaptation, _quiet))
+    adapted = time.perf_counter()
+    test = test[given.valid[test]]
+    done = jax.block_until_ready(register(lit, given, refinement, _quiet, only=test))
+    registered = time.perf_counter()
+    return {
+        "held out": measure_pictures(done, given, test),
+        "before step 3": measure_pictures(lit, given, test),
+        "adapted to": measure_pictures(lit, given, keys[np.linspace(0, len(keys) - 1, min(24, len(keys))).astype(int)]),
+        "geometry": measure_geometry(done, clip, test),
+        "geometry of step 1": measure_geometry(begun, clip, test),
+        "shadowed": float(clip.shadowed[test].mean()),
+        "seconds": {"adaptation": adapted - began, "registration per frame": (registered - adapted) / len(test)},
+        "frames": {"adapted to": len(keys), "measured": len(test)},
+    }
+
+
+def measure_pictures(
+    done: Registration, given: Pictures, ids: np.ndarray, identity: Identity | None = None
+) -> dict[str, float]:
+    """L2, SSIM, PSNR over the pixels that the avatar covers wholly, means over frames; CSIM with a plug-in."""
+    drawn, cover, seen = done.pictures(given, ids)
+    rows = []
+    for colour, coverage, picture in zip(drawn, cover, seen, strict=True):
+        mask = np.asarray(inside(jnp.asarray(coverage)))
+        shown = np.clip(np.asarray(linear_to_srgb(colour)), 0, 1).astype(np.float32)
+        laid = np.where(mask[..., None] > 0, shown, picture)
+        square = ((laid - picture) ** 2).mean(axis=-1)
+        row = {
+            "L2": float(255**2 * (square * mask).sum() / max(mask.sum(), 1)),
+            "SSIM": float(ssim(jnp.asarray(laid), jnp.asarray(picture), jnp.asarray(mask))),
+            "PSNR": float(psnr(jnp.asarray(laid), jnp.asarray(picture), jnp.asarray(mask))),
+        }
+        if identity is not None:
+            row["CSIM"] = float(identity(*((255 * x).round().astype(np.uint8) for x in (picture, laid))))
+        rows.append(row)
+    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+
+
+def measure_geometry(done: Registration, clip: Clip, ids: np.ndarray) -> dict[str, float]:
+    """Errors against the truth, means over frames: vertices after the best rigid motion (mm), head rotation and gaze.
+
+    The avatar's mesh is the subject's, so vertices are compared one by one, in the narrow face and in regions of it.
+    Rotation: the best rigid motion from the fitted narrow face to the true one, camera frame, so that how a decoder
+    shares motion between pose and mesh does not count. Gaze: of the eyeballs against the face.
+    """
+    head: Any = done.head
+    vertices = jax.jit(jax.vmap(lambda c: head.vertices(done.params, done.shared.code, c)))
+    found = np.asarray(vertices(jax.tree_util.tree_map(lambda x: x[ids], done.frames.code)))
+    poses = _poses(done)
+    rotation, translation = np.asarray(poses.rotation)[ids], np.asarray(poses.translation)[ids]
+    face = _ids(head, "narrow_face")
+    parts = {"face": face, "lips": _ids(head, "lips"), "eyes": _ids(head, "eyeballs", "iris")}
+    rows = []
+    for k, i in enumerate(ids):
+        mine = found[k] @ rotation[k].T + translation[k]
+        true = clip.truth.vertices[i].astype(np.float64)
+        turn, shift = rigid_motion(mine[face], true[face])
+        off = np.linalg.norm(mine @ turn.T + shift - true, axis=1)
+        row = {f"{name} (mm)": float(1e3 * off[part].mean()) for name, part in parts.items() if len(part)}
+        row["rotation (degrees)"] = _degrees(turn)
+        row["position (mm)"] = float(1e3 * np.linalg.norm((mine[face] - true[face]).mean(axis=0)[:2]))
+        gaze = []
+        for side in _eyes(head):
+            gaze.append(_degrees(rigid_motion(mine[side], true[side])[0] @ turn.T))
+        if gaze:
+            row["gaze (degrees)"] = float(np.mean(gaze))
+        rows.append(row)
+    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+
+
+def rigid_motion(
+    source: Float[np.ndarray, "n 3"], target: Float[np.ndarray, "n 3"]
+) -> tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "3"]]:
+    """(rotation, translation) that takes points to others with the least squared distance (Kabsch 1976)."""
+    a, b = source.mean(axis=0), target.mean(axis=0)
+    moments = (target - b).T @ (source - a)
+    turn = np.asarray(nearest_rotation(jnp.asarray(moments / max(np.abs(moments).max(), 1e-12), jnp.float32)))
+    return turn, b - turn @ a
+
+
+def evaluate_clips(
+    avatar: Avatar,
+    clips: Sequence[Path | str],
+    methods: Sequence[Method],
+    told: Protocol,
+    out: Path | str,
+    *,
+    say: Callable[[str], None] = print,
+) -> list[dict[str, Any]]:
+    """Every method on every clip with every seed; a line of `out`/runs.jsonl each, which are not run again."""
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "runs.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    facts = {"avatar": avatar.sha256, "protocol": json.loads(json.dumps(dataclasses.asdict(told)))}
+    facts["protocol"].pop("seeds")
+    done = {(r["clip"], r["method"], r["seed"]): r for r in rows if {k: r.get(k) for k in facts} == facts}
+    wanted = [(str(c), m, s) for c in clips for s in told.seeds for m in methods]
+    began, todo = time.perf_counter(), 0
+    clip: Clip | None = None
+    for number, (folder, method, seed) in enumerate(wanted):
+        key = (Path(folder).name, method.name, seed)
+        if key in done:
+            continue
+        if clip is None or clip.name != key[0]:
+            clip = open_clip(folder)
+            begun, given = first_step(avatar, clip, told)
+        todo += 1
+        result = run_method(begun, given, clip, method, told, seed)
+        row = {"clip": key[0], "method": method.name, "seed": seed, **facts, **result}
+        done[key] = row
+        rows.append(row)
+        with atomic_write(path) as temporary:
+            temporary.write_text("".join(json.dumps(r) + "\n" for r in rows))
+        left = (time.perf_counter() - began) / todo * sum((Path(c).name, m.name, s) not in done for c, m, s in wanted)
+        say(
+            f"{number + 1} of {len(wanted)}: {key[0]}, {method.name}, seed {seed}: L2 {result['held out']['L2']:.2f}, "
+            f"{result['geometry']['face (mm)']:.2f} mm, about {left / 60:.0f} min left"
+        )
+    return [done[(Path(c).name, m.name, s)] for c, m, s in wanted]
+
+
+def table(rows: Sequence[Mapping[str, Any]], clips: Sequence[str] | None = None) -> str:
+    """A Markdown table: a line per method, means over clips and seeds; ± is the standard deviation over seeds."""
+    methods = list(dict.fromkeys(r["method"] for r in rows))
+    columns = [("held out", c) for c in ("L2", "SSIM", "PSNR", "CSIM")] + [
+        ("geometry", c) for c in ("face (mm)", "lips (mm)", "eyes (mm)", "rotation (degrees)", "gaze (degrees)")
+    ]
+    columns = [(group, c) for group, c in columns if all(c in r[group] for r in rows)]
+    lines = [
+        "| method | " + " | ".join(c for _, c in columns) + " | L2 adapted to |",
+        "|---" * (len(columns) + 2) + "|",
+    ]
+    for method in methods:
+        own = [r for r in rows if r["method"] == method and (clips is None or r["clip"] in clips)]
+        if not own:
+            continue
+        cells = [_spread(own, lambda r, g=group, c=c: r[g][c]) for group, c in columns]  # type: ignore[misc]
+        cells.append(_spread(own, lambda r: r["adapted to"]["L2"]))
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def effect_size(a: Sequence[float], b: Sequence[float]) -> float:
+    """Cohen's d of two groups of equal size: difference of the means over the pooled standard deviation."""
+    x, y = np.asarray(a, float), np.asarray(b, float)
+    pooled = np.sqrt((x.var(ddof=1) + y.var(ddof=1)) / 2) if min(len(x), len(y)) > 1 else float("nan")
+    return float((x.mean() - y.mean()) / pooled) if pooled > 0 else float("inf") * np.sign(x.mean() - y.mean())
+
+
+def identity_plugin(name: str) -> Identity:
+    """The function `module:function`; `InputError` where it cannot be imported."""
+    module, _, function = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(
+            f"The identity plug-in {name!r} cannot be imported ({error}): give module:function, of two pictures."
+        ) from error
+
+
+def _spread(rows: Sequence[Mapping[str, Any]], value: Callable[[Mapping[str, Any]], float]) -> str:
+    seeds = sorted({r["seed"] for r in rows})
+    means = [np.mean([value(r) for r in rows if r["seed"] == s]) for s in seeds]
+    text = f"{np.mean(means):.3g}" if abs(np.mean(means)) < 10 else f"{np.mean(means):.2f}"
+    return text if len(seeds) == 1 else f"{text} ± {np.std(means, ddof=1):.2g}"
+
+
+def _config(told: Protocol, **changes: Any) -> FitConfig:
+    return FitConfig(preset=told.preset, size=told.size, frames_at_once=told.frames_at_once, **changes)  # type: ignore[arg-type]
+
+
+def _poses(done: Registration) -> Any:
+    return jax.vmap(lambda p: pose_of(p, done.camera, done.reference_px))(done.frames.pose)
+
+
+def _quiet(done: int, total: int) -> None:
+    del done, total
+
+
+def _degrees(turn: np.ndarray) -> float:
+    return float(np.degrees(rotation_angle(jnp.eye(3), jnp.asarray(turn, jnp.float32))))
+
+
+def _ids(head: Any, *regions: str) -> np.ndarray:
+    masks = [np.asarray(head.regions[r]) > 0.5 for r in regions if r in head.regions]
+    return np.flatnonzero(np.any(masks, axis=0)) if masks else np.zeros(0, int)
+
+
+def _eyes(head: Any) -> list[np.ndarray]:
+    """Vertices of each eyeball: those of the eyes on either side of the face."""
+    eyes = _ids(head, "eyeballs", "iris")
+    if not len(eyes):
+        return []
+    x = np.asarray(head.params["mesh"]["mean"])[eyes, 0]
+    return [eyes[x > 0], eyes[x <= 0]]
