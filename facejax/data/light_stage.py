@@ -9,6 +9,7 @@ see the card that is written beside the frames. Layout on disk: `facejax.data.ca
 
 import dataclasses
 import functools
+import importlib.metadata
 import math
 import shutil
 from collections.abc import Callable, Mapping
@@ -20,7 +21,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
-import facejax
 from facejax.data.captures import Entry, head_to_camera, mean_over_views, read_facts, write_facts
 from facejax.data.files import atomic_write, explain_os_errors
 from facejax.data.load import load_model
@@ -484,7 +484,7 @@ def write_capture(folder: Path | str, spec: LightStageSpec, progress: Progress |
         folder,
         entries,
         kind="virtual light stage",
-        made_by=f"facejax {facejax.__version__}",
+        made_by=f"facejax {_version()}",
         spec=told,
         image_size=[spec.image_size, spec.image_size],
         texture_size=spec.texture_size,
@@ -496,7 +496,8 @@ def write_capture(folder: Path | str, spec: LightStageSpec, progress: Progress |
     _save(folder / "cameras.npz", studio.cameras)
     weight = np.full(spec.lights, 4 * math.pi / spec.lights, np.float32)
     _save(folder / "lights.npz", {"directions": studio.directions, "group": studio.group, "weight": weight})
-    _save(folder / "head.npz", _head_arrays(subject))
+    lit_by = {"light_directions": studio.directions, "light_group": studio.group}  # what an avatar's codes mean
+    _save(folder / "head.npz", _head_arrays(subject) | lit_by)
     with atomic_write(folder / "README.md") as path:
         path.write_text(_card(spec, subject))
     done = spec.expressions - len(missing)
@@ -508,6 +509,10 @@ def write_capture(folder: Path | str, spec: LightStageSpec, progress: Progress |
         done += 1
         say("expressions", done, spec.expressions)
     return folder
+
+
+def _version() -> str:
+    return importlib.metadata.version("facejax")
 
 
 def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -564,7 +569,7 @@ def _card(spec: LightStageSpec, subject: MorphableHead) -> str:
     size = capture_bytes(spec, subject.topology.n_vertices) / 1e9
     return f"""# A virtual light stage capture
 
-Made by facejax {facejax.__version__} (`facejax data light-stage`), layout in facejax's `docs/captures.md`. Nobody was
+Made by facejax {_version()} (`facejax data light-stage`), layout in facejax's `docs/captures.md`. Nobody was
 filmed: the person is made up from the head model `{spec.head}` and the seed {spec.seed}, so no consent or privacy of
 anyone is involved; the capture may be used as the head model's licence allows (the built-in head's is facejax's own).
 
