@@ -38,7 +38,8 @@ class Track:
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     """Folder for the results; it is written whole or not at all."""
     model: str = "generic"
-    """Head model: a name from `facejax assets list`, `generic` (built in), or a path."""
+    """Head model: a name from `facejax assets list`, `generic` (built in), or a path; or the run folder or pinned
+    checkpoint of a person's avatar (`facejax train deep-lighting`)."""
     landmarks: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """.npz with `landmarks` (frames, 478, 3) in pixels, NaN where missing; by default MediaPipe finds them."""
     intrinsics: Annotated[str | None, tyro.conf.arg(metavar="fx,fy,cx,cy")] = None
@@ -57,6 +58,10 @@ class Track:
     """Frames A up to, not including, B; either side may be left out."""
     preset: Literal["fast", "full"] = "fast"
     """`full` takes about five times as long and fits closer."""
+    light: Literal["network", "sh", "shadowed-sh"] = "network"
+    """How an avatar is lit: its lighting network, spherical harmonics, or those with cast shadows."""
+    changing_light: bool = False
+    """Let an avatar's light change during the clip."""
     renders: bool = False
     """Also write renders/00000.png... (RGBA, at the video's resolution)."""
     resume: bool = False
@@ -83,6 +88,8 @@ class Track:
                 size=self.size,
                 frames=frames,
                 preset=self.preset,
+                light_model=self.light,
+                changing_light=self.changing_light,
                 renders=self.renders,
                 resume=self.resume,
                 progress=progress,
@@ -445,6 +452,76 @@ class Reproduce:
 
 
 @dataclasses.dataclass(frozen=True)
+class EvalDeepLighting:
+    """Print and write the tables of Chen et al. 2021 for an avatar on clips with truth."""
+
+    model: str
+    """Run of deep-lighting, or pinned checkpoint of one."""
+    clips: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """Folder of clips made by `facejax data wild-clip`, or one of them."""
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """Folder for runs.jsonl and tables.md; what is there already is not run again."""
+    only: tuple[str, ...] = ()
+    """Names of the clips to take; by default all."""
+    tables: tuple[str, ...] = ("1", "2")
+    """1: ours and the baselines; 2: the ablation; changing: one light per clip against a light per frame."""
+    seeds: tuple[int, ...] = (0,)
+    """A run for each."""
+    size: int = 128
+    """Side in pixels of the face crop that is fitted and compared."""
+    preset: Literal["fast", "full"] = "fast"
+    """`full` takes the paper's iterations."""
+    held_out: int = 24
+    """Frames that adaptation does not see, on which everything is measured."""
+    landmark_noise_px: float | None = None
+    """Take the true landmarks with noise of this many pixels, in place of the detector's."""
+    identity: str = ""
+    """Adds CSIM: `module:function` of two 8-bit pictures, which says how alike the persons are."""
+
+    def run(self) -> int:
+        """Runs the command; the exit status."""
+        use_compilation_cache()
+        from facejax.data.avatars import load_avatar
+        from facejax.evaluation.deep_lighting import Protocol, clips_in, identity_plugin, report
+
+        clips = [c for c in clips_in(self.clips) if not self.only or c.name in self.only]
+        told = Protocol(
+            size=self.size,
+            preset=self.preset,
+            held_out=self.held_out,
+            landmark_noise_px=self.landmark_noise_px,
+            seeds=self.seeds,
+        )
+        plugin = identity_plugin(self.identity) if self.identity else None
+        print(report(load_avatar(self.model), clips, self.out, told, self.tables, identity=plugin))
+        return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalList:
+    """Say which systems can be measured."""
+
+    def run(self) -> int:
+        """Runs the command; the exit status."""
+        print("deep-lighting   Chen et al. 2021, Tables 1 and 2, on clips with truth (facejax data wild-clip)")
+        return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Eval:
+    """Measure a trained system by its paper's tables."""
+
+    action: (
+        Annotated[EvalDeepLighting, tyro.conf.subcommand("deep-lighting")]
+        | Annotated[EvalList, tyro.conf.subcommand("list")]
+    )
+
+    def run(self) -> int:
+        """Runs the command; the exit status."""
+        return self.action.run()
+
+
+@dataclasses.dataclass(frozen=True)
 class DataLightStage:
     """Make a capture of a made-up person on a virtual light stage: what avatars and their light are trained on."""
 
@@ -502,12 +579,69 @@ class DataInfo:
 
 
 @dataclasses.dataclass(frozen=True)
+class DataMultiface:
+    """Say what a folder of the public data set Multiface holds and whether its parts agree, or what to download."""
+
+    folder: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")] = None
+    """Folder of one person (m--DATE--TIME--ID--GHS), or the one above."""
+    plan: bool = False
+    """Instead, say how many GB each choice of person, camera and expression needs."""
+    subjects: tuple[str, ...] = ()
+    """Plan: ids of persons; by default all."""
+    expressions: int | None = None
+    """Plan: how many segments of each person; by default all."""
+    cameras: int | None = None
+    """How many cameras, spread evenly; by default all."""
+    segments: tuple[str, ...] = ()
+    """With --save or --averages: segments to use; by default all that frame_list.txt names."""
+    texture_size: int = 1024
+    """With --save: side of the textures that training reads."""
+    image_scale: float = 1.0
+    """With --save: factor on the size of the pictures that training reads."""
+    skip_incomplete: bool = False
+    """With --save or --averages: leave out frames of which a camera lacks a file."""
+    save: bool = False
+    """Keep this choice in DIR, so that `facejax train RECIPE --data DIR` uses it."""
+    averages: bool = False
+    """Write each frame's mean texture over the chosen cameras to DIR, where the data set leaves that to its users."""
+
+    def run(self) -> int:
+        """Runs the command; the exit status is 1 when files are missing."""
+        from facejax.data import multiface, multiface_survey
+
+        if self.plan:
+            print(multiface_survey.plan_text(self.subjects, self.cameras, self.expressions))
+            return 0
+        if self.folder is None:
+            return _fail(2, "facejax data multiface takes a folder, or --plan to say what to download.")
+        choice = multiface.Choice(
+            segments=self.segments or None,
+            cameras=self.cameras,
+            texture_size=self.texture_size,
+            image_scale=self.image_scale,
+            incomplete="skip" if self.skip_incomplete else "refuse",
+        )
+        if self.save:
+            print(f"{multiface.save_choice(self.folder, choice)} keeps the choice")
+        if self.averages:
+            capture = multiface.Multiface(self.folder, **dataclasses.asdict(choice))
+            with show_progress() as progress:
+                print(f"{multiface_survey.write_averages(capture, progress)} mean textures are written")
+        if self.save or self.averages:
+            return 0
+        found = [multiface_survey.survey(person, self.cameras) for person in multiface_survey.people(self.folder)]
+        print("\n".join(multiface_survey.describe(contents) for contents in found))
+        return 1 if any(contents.missing.files for contents in found) else 0
+
+
+@dataclasses.dataclass(frozen=True)
 class Data:
     """Make captures, and say what they hold."""
 
     action: (
         Annotated[DataLightStage, tyro.conf.subcommand("light-stage")]
         | Annotated[DataInfo, tyro.conf.subcommand("info")]
+        | Annotated[DataMultiface, tyro.conf.subcommand("multiface")]
     )
 
     def run(self) -> int:
@@ -523,6 +657,7 @@ Command = (
     | Annotated[Data, tyro.conf.subcommand("data")]
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Checkpoints, tyro.conf.subcommand("checkpoints")]
+    | Annotated[Eval, tyro.conf.subcommand("eval")]
     | Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
 )
@@ -556,7 +691,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(
     arguments: Sequence[str],
-) -> Track | Assets | Demo | Relight | Data | Train | Checkpoints | Reproduce | Doctor:
+) -> Track | Assets | Demo | Relight | Data | Train | Checkpoints | Eval | Reproduce | Doctor:
     """The command that these arguments name; prints usage and raises `SystemExit` where they name none."""
     return tyro.cli(
         Command,  # type: ignore[arg-type]

@@ -168,7 +168,7 @@ def face_window(result: TrackResult, *, max_height: int = 512, whole: bool = Fal
     return Window(left=left, top=top, width=w, height=h, size=even)
 
 
-def _crop(frame: Rgb, window: Window) -> Rgb:
+def crop_window(frame: Rgb, window: Window) -> Rgb:
     from PIL import Image
 
     box = (window.left, window.top, window.left + window.width, window.top + window.height)
@@ -178,7 +178,7 @@ def _crop(frame: Rgb, window: Window) -> Rgb:
     return np.array(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS, box=box))
 
 
-def _window_camera(result: TrackResult, window: Window) -> Camera:
+def window_camera(result: TrackResult, window: Window) -> Camera:
     crop = jnp.array([window.left, window.top, window.width, window.height], dtype=jnp.float32)
     return crop_camera(result.camera, crop, window.size)
 
@@ -228,7 +228,7 @@ def _write_text(picture: "PilImage", at: tuple[int, int], text: str, size: int) 
     draw.text(at, text, fill=(235, 235, 235), font=font)
 
 
-def _labelled(panel: Rgb, label: str, caption: str = "") -> Rgb:
+def labelled(panel: Rgb, label: str, caption: str = "") -> Rgb:
     """A copy with a label at the top left and, where there is one, a caption at the bottom left."""
     from PIL import Image
 
@@ -245,10 +245,10 @@ def _row(
 ) -> Rgb:
     """Labelled panels side by side of one whole input frame; `note` stands on the first."""
     _check_frame(frame, result)
-    part = _crop(frame, window)
+    part = crop_window(frame, window)
     shown = [_panel(name, part, layers, result.landmarks[k], window) for name in panels]
     notes = [note, *[""] * len(panels)]
-    return np.concatenate([_labelled(s, _LABELS[p], n) for s, p, n in zip(shown, panels, notes, strict=False)], axis=1)
+    return np.concatenate([labelled(s, _LABELS[p], n) for s, p, n in zip(shown, panels, notes, strict=False)], axis=1)
 
 
 def _caption(result: TrackResult, k: int, layers: Layers | None) -> str:
@@ -293,7 +293,7 @@ def overlay_video(
     """
     _check_panels(panels)
     window = window or face_window(result)
-    draw, camera = _make_draw(result, window.size), _window_camera(result, window)
+    draw, camera = _make_draw(result, window.size), window_camera(result, window)
     step = float(np.median(np.diff(result.time))) if len(result) > 1 else 0.04
     if audio_from is not None and audio_range is None:
         audio_range = (float(result.time[0]), float(result.time[-1]) + step)
@@ -339,7 +339,7 @@ def preview_png(
     from PIL import Image
 
     window = window or face_window(result, max_height=360)
-    draw, camera = _make_draw(result, window.size), _window_camera(result, window)
+    draw, camera = _make_draw(result, window.size), window_camera(result, window)
     rows = []
     drawn = _drawn(result, draw, camera, picks)
     for k, frame, layers in zip(picks.tolist(), frames, drawn, strict=True):
@@ -354,7 +354,7 @@ def preview_png(
     ]
     strip = np.full((side, width * len(PANELS), 3), _BACKGROUND, dtype=np.uint8)
     for i, (label, tile) in enumerate(tiles):
-        strip[:, i * width : i * width + side] = _labelled(tile, label)
+        strip[:, i * width : i * width + side] = labelled(tile, label)
     picture = Image.fromarray(np.concatenate([*rows, strip], axis=0))
     _write_lines(picture, (len(tiles) * width + 12, len(rows) * height + 12), _summary(result))
     with atomic_write(path) as temporary:

@@ -21,7 +21,9 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, UInt8
 
 import facejax
+from facejax.apps.avatar import AvatarView
 from facejax.apps.pictures import Window, face_window
+from facejax.data.avatars import AVATAR
 from facejax.data.environments import load_environment, load_sh
 from facejax.data.files import atomic_folder, atomic_write, terminate_as_interrupt
 from facejax.data.results import TrackResult
@@ -408,23 +410,36 @@ def _traced_draw(topology: Topology, appearance: dict[str, Array], plan: Plan, s
 class Relighting:
     """A tracked head under one light, metered: makes the picture of any shot of a plan.
 
-    fill: light that is added to it and does not turn.
+    fill: light that is added to it and does not turn. avatar: draws the head in place of the tracked surface.
     """
 
     def __init__(
-        self, result: TrackResult, light: Light, config: RelightConfig, plan: Plan, *, fill: Light | None = None
+        self,
+        result: TrackResult,
+        light: Light,
+        config: RelightConfig,
+        plan: Plan,
+        *,
+        fill: Light | None = None,
+        avatar: AvatarView | None = None,
     ) -> None:
         check_light(light)
         self.light, self.plan, self._result, self._fill = light, plan, result, fill
-        appearance = relightable(result)
-        self._draw = (
-            _traced_draw(result.topology, appearance, plan, config.samples)
-            if config.path_traced
-            else _shadowed_draw(result.topology, appearance, plan)
-        )
+        self._avatar = avatar
+        if avatar is None:
+            appearance = relightable(result)
+            self._draw = (
+                _traced_draw(result.topology, appearance, plan, config.samples)
+                if config.path_traced
+                else _shadowed_draw(result.topology, appearance, plan)
+            )
+            albedo = mean_albedo(result, appearance)
+        else:
+            if config.path_traced:
+                raise InputError("An avatar has no surface to trace paths on: leave --path-traced out.")
+            albedo = avatar.mean_albedo()
         shown = [s for s in plan.shots if result.valid[s.frame]]
         some = np.unique(np.linspace(0, len(shown) - 1, 3).round().astype(int)).tolist() if shown else []
-        albedo = mean_albedo(result, appearance)
         self.factor = exposure_factor([self._drawn(shown[i]) for i in some], albedo) * 2.0**config.exposure
         """What radiance is multiplied by."""
 
@@ -442,6 +457,10 @@ class Relighting:
         vertices = self._result.head_vertices_at(shot.frame)
         if not (self._result.valid[shot.frame] and np.isfinite(vertices).all()):
             return np.zeros((*self.plan.size, 4), np.float32)
+        if self._avatar is not None:
+            code = self._avatar.code_of(self.light_of(shot), shot.pose)
+            code = code if self._fill is None else code + self._avatar.code_of(self._fill, shot.pose)
+            return self._avatar.draw(shot.frame, shot.pose, self.plan.camera, self.plan.size, code)
         drawn = np.array(self._draw(jnp.asarray(vertices), self.light_of(shot), shot.pose), dtype=np.float32)
         if self._fill is not None:
             drawn[..., :3] += self._draw(jnp.asarray(vertices), self._fill, shot.pose)[..., :3]
@@ -607,7 +626,8 @@ def relight_folder(
         fill = dim_room(light, plan.pivot)
     with terminate_as_interrupt(), atomic_folder(out, RELIT_FILES) as target:
         report("light", 0, 1)
-        relighting = Relighting(result, light, config, plan, fill=fill)
+        avatar = AvatarView.open(folder) if (Path(folder) / AVATAR).is_file() else None
+        relighting = Relighting(result, light, config, plan, fill=fill, avatar=avatar)
         report("light", 1, 1)
         kept: list[tuple[Shot, np.ndarray]] = []
         began = time.perf_counter()

@@ -15,7 +15,9 @@ import jax
 import numpy as np
 
 import facejax
+from facejax.apps.avatar import AVATAR_FILES, AvatarView, how_it_fits, picture_of, write_avatar
 from facejax.apps.pictures import overlay_video, preview_frames, preview_png, write_renders
+from facejax.data.avatars import is_avatar, load_avatar
 from facejax.data.files import atomic_folder, terminate_as_interrupt
 from facejax.data.gltf import write_glb
 from facejax.data.landmarks import Landmarks, detect_landmarks, load_landmarks
@@ -26,7 +28,8 @@ from facejax.evaluation.tracking import evaluate_track
 from facejax.fitting import FitConfig, fit_sequence
 from facejax.fitting.checkpoint import Checkpoint, fingerprint
 from facejax.geometry.errors import InputError
-from facejax.models.morphable import MorphableHead
+from facejax.models.avatar import Avatar
+from facejax.models.head import HeadModel
 
 Row = tuple[str, object, object]
 """(name, value, control): a line of the table, and what a method that does nothing would reach."""
@@ -42,7 +45,7 @@ def track(
     video: Any,
     out: Path | str,
     *,
-    model: str | Path | MorphableHead = "generic",
+    model: str | Path | HeadModel = "generic",
     landmarks: Landmarks | Path | str | None = None,
     intrinsics: Any = None,
     masks: Path | str | None = None,
@@ -52,6 +55,8 @@ def track(
     size: int = 256,
     frames: tuple[int | None, int | None] | None = None,
     preset: str = "fast",
+    light_model: str = "network",
+    changing_light: bool = False,
     renders: bool = False,
     resume: bool = False,
     config: FitConfig | None = None,
@@ -61,7 +66,8 @@ def track(
 ) -> list[Row]:
     """Track the face in a video and write the folder `out`; returns the table of what was reached.
 
-    Options are those of `fit_sequence`; model: a name, a path or a head. frames: (first, one past the last).
+    Options are those of `fit_sequence`; model: a name, a path or a head; an avatar writes `AVATAR_FILES` too, and is
+    lit by `light_model`, changing in the clip or not, see `FitConfig`. frames: (first, one past the last).
     config: instead of preset and size. renders: write `renders/` too. extra: writes files of its own, named in
     `extra_files`, into the folder, and returns more rows for the table and `metrics.json`.
 
@@ -76,13 +82,14 @@ def track(
         report(stage, done, total)
 
     work = progress_folder(out)
-    with terminate_as_interrupt(), atomic_folder(out, (*RESULT_FILES, *extra_files)) as folder, clock:
+    with terminate_as_interrupt(), atomic_folder(out, (*RESULT_FILES, *AVATAR_FILES, *extra_files)) as folder, clock:
         if not resume:
             shutil.rmtree(work, ignore_errors=True)
         resumed = work.is_dir()
         clip = video if isinstance(video, Video) else open_video(video, frames)
-        config = config or _config(preset, size)
-        head = model if isinstance(model, MorphableHead) else load_model(model)
+        config = config or _config(preset, size, light_model=light_model, changing_light=changing_light)
+        head = _head(model)
+        avatar = head if isinstance(head, Avatar) else None
         ignored = load_masks(masks, clip) if masks is not None else None
         earlier = TrackResult.load(identity) if identity is not None else None
         seen = find_landmarks(clip, landmarks, face=face, work=work, progress=tell)
@@ -101,17 +108,24 @@ def track(
         )
         tell("measuring", 0, 1)
         seconds, compiling = clock.seconds(), clock.compilation()
+        view = None
+        if avatar is not None and result.fitted is not None:
+            view = AvatarView(avatar, result.fitted, config)
         reached = evaluate_track(
             result,
-            clip,
+            clip if view is None else None,
             target_depth=seen.depth if np.isfinite(seen.depth).any() else None,
             size=_COMPARED_PX,
             max_frames=_PICTURES_COMPARED,
         )
+        if view is not None:
+            reached["picture"] = picture_of(view, result, clip, _PICTURES_COMPARED)
         more = list(extra(result, folder)) if extra else []
         tell("measuring", 1, 1)
         known = {"intrinsics": intrinsics is not None, "identity": identity is not None, "ipd_mm": ipd_mm}
         notes = _notes(clip, seen)
+        if view is not None:
+            notes += filter(None, [how_it_fits(reached["landmarks"]["inner_face"])])
         if resume:
             notes.append(
                 "went on from an interrupted run: times are of this run" if resumed else "nothing to go on from"
@@ -119,6 +133,8 @@ def track(
         metrics = _metrics(result, reached, known, sum(seconds.values()) - seconds["loading"], compiling)
         result = dataclasses.replace(result, metrics=metrics)
         notes += write_result(folder, result, clip, renders=renders, progress=tell)
+        if view is not None:
+            write_avatar(folder, view, result, clip, tell)
         metrics |= {
             "truth": {name: {"value": value, "control": control} for name, value, control in more},
             "config": dataclasses.asdict(config) | {"face": face, "ipd_mm": ipd_mm, "model": result.model_name},
@@ -131,12 +147,18 @@ def track(
     return [*_rows(result, metrics), *more, *(("note", note, None) for note in notes)]
 
 
-def _config(preset: str, size: int) -> FitConfig:
+def _head(model: str | Path | HeadModel) -> HeadModel:
+    if not isinstance(model, str | Path):
+        return model
+    return load_avatar(model) if is_avatar(model) else load_model(model)
+
+
+def _config(preset: str, size: int, **light: Any) -> FitConfig:
     if preset not in ("fast", "full"):
         raise InputError(f"`preset` must be 'fast' or 'full', not {preset!r}.")
     if size < 32:
         raise InputError(f"`size` must be at least 32 pixels, not {size}.")
-    return FitConfig(preset=preset, size=size)  # type: ignore[arg-type]
+    return FitConfig(preset=preset, size=size, **light)  # type: ignore[arg-type]
 
 
 def progress_folder(out: Path | str) -> Path:

@@ -96,6 +96,8 @@ def avatar_from(
         landmarks478=table,
         regions={k.removeprefix("region_"): np.asarray(v) for k, v in head.items() if k.startswith("region_")},
         eye_centres=np.asarray(centres, np.float32),
+        light_directions=head.get("light_directions"),
+        light_group=head.get("light_group"),
     )
 
 
@@ -104,6 +106,7 @@ def save_adapted(folder: Path | str, avatar: Avatar, fitted: Fitted, about: dict
 
     about: how it was fitted, such as the light model.
     """
+    lights = {"light_directions": avatar.light_directions, "light_group": avatar.light_group}
     held = {
         "decoder": fitted.params["decoder"],
         "lighting": fitted.params["lighting"],
@@ -116,6 +119,7 @@ def save_adapted(folder: Path | str, avatar: Avatar, fitted: Fitted, about: dict
             "landmark_weights": avatar.landmarks478.weights,
             "eye_pivot": avatar.eye_centres,
             **{f"region_{k}": v for k, v in avatar.regions.items()},
+            **({} if avatar.light_group is None else lights),
         },
         "clip": {
             "code": fitted.frames.code,

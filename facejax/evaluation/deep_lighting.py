@@ -72,6 +72,15 @@ TABLE_2: tuple[Method, ...] = (
 """The ablation."""
 
 
+TABLE_CHANGING: tuple[Method, ...] = (
+    Method("one light per clip"),
+    Method("a light per frame", changing_light=True),
+)
+"""Beyond the paper: light that changes during the clip."""
+
+TABLES = {"1": TABLE_1, "2": TABLE_2, "changing": TABLE_CHANGING}
+
+
 @dataclasses.dataclass(frozen=True)
 class Protocol:
     """How clips are measured."""
@@ -146,7 +155,13 @@ def first_step(avatar: Avatar, clip: Clip, told: Protocol) -> tuple[Registration
 
 
 def run_method(
-    begun: Registration, given: Pictures, clip: Clip, method: Method, told: Protocol, seed: int = 0
+    begun: Registration,
+    given: Pictures,
+    clip: Clip,
+    method: Method,
+    told: Protocol,
+    seed: int = 0,
+    identity: Identity | None = None,
 ) -> dict[str, Any]:
     """Registers the held-out frames of a clip by one method, and measures them."""
     avatar: Avatar = begun.head  # type: ignore[assignment]
@@ -169,7 +184,7 @@ def run_method(
     done = jax.block_until_ready(register(lit, given, refinement, _quiet, only=test))
     registered = time.perf_counter()
     return {
-        "held out": measure_pictures(done, given, test),
+        "held out": measure_pictures(done, given, test, identity),
         "before step 3": measure_pictures(lit, given, test),
         "adapted to": measure_pictures(lit, given, keys[np.linspace(0, len(keys) - 1, min(24, len(keys))).astype(int)]),
         "geometry": measure_geometry(done, clip, test),
@@ -251,6 +266,7 @@ def evaluate_clips(
     told: Protocol,
     out: Path | str,
     *,
+    identity: Identity | None = None,
     say: Callable[[str], None] = print,
 ) -> list[dict[str, Any]]:
     """Every method on every clip with every seed; a line of `out`/runs.jsonl each, which are not run again."""
@@ -272,7 +288,7 @@ def evaluate_clips(
             clip = open_clip(folder)
             begun, given = first_step(avatar, clip, told)
         todo += 1
-        result = run_method(begun, given, clip, method, told, seed)
+        result = run_method(begun, given, clip, method, told, seed, identity)
         row = {"clip": key[0], "method": method.name, "seed": seed, **facts, **result}
         done[key] = row
         rows.append(row)
@@ -284,6 +300,42 @@ def evaluate_clips(
             f"{result['geometry']['face (mm)']:.2f} mm, about {left / 60:.0f} min left"
         )
     return [done[(Path(c).name, m.name, s)] for c, m, s in wanted]
+
+
+def clips_in(folder: Path | str) -> list[Path]:
+    """The clips with truth in a folder, or the folder itself where it is one; `InputError` if there are none."""
+    folder = Path(folder)
+    found = [p.parent for p in sorted(folder.glob("*/wild.npz"))] or (
+        [folder] if (folder / "wild.npz").is_file() else []
+    )
+    if not found:
+        raise InputError(f"{folder} holds no clips with truth: make some with `facejax data wild-clip`.")
+    return found
+
+
+def report(
+    avatar: Avatar,
+    clips: Sequence[Path | str],
+    out: Path | str,
+    told: Protocol,
+    tables: Sequence[str] = ("1", "2"),
+    *,
+    identity: Identity | None = None,
+    say: Callable[[str], None] = print,
+) -> str:
+    """Runs the tables of these names (`TABLES`) on clips and writes `out`/tables.md beside `runs.jsonl`: its text."""
+    unknown = [t for t in tables if t not in TABLES]
+    if unknown or not tables:
+        raise InputError(f"Tables are {', '.join(TABLES)}, and {', '.join(unknown) or 'none'} was asked for.")
+    parts = []
+    for name in tables:
+        rows = evaluate_clips(avatar, clips, TABLES[name], told, out, identity=identity, say=say)
+        parts.append(f"## Table {name}: all clips\n\n{table(rows)}\n")
+        parts += [f"### {Path(c).name}\n\n{table(rows, [Path(c).name])}\n" for c in clips if len(clips) > 1]
+    text = "\n".join(parts)
+    with atomic_write(Path(out) / "tables.md") as path:
+        path.write_text(text)
+    return text
 
 
 def table(rows: Sequence[Mapping[str, Any]], clips: Sequence[str] | None = None) -> str:

@@ -80,7 +80,7 @@ class Registration:
 
     @functools.cached_property
     def render(self) -> Render:
-        return make_textured_renderer(self.head.topology, self.config.size)
+        return make_textured_renderer(self.head.topology, (self.config.size, self.config.size))
 
     @functools.cached_property
     def _prepare(self) -> Callable[..., Array]:

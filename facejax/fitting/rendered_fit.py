@@ -41,14 +41,14 @@ class RenderedData(Record):
     """0 where flow says nothing of a vertex."""
 
 
-def make_textured_renderer(topology: Topology, size: int) -> Render:
+def make_textured_renderer(topology: Topology, size: tuple[int, int]) -> Render:
     """A `render` of faces that show their own radiance: albedo times texture; what it takes as light is not used."""
 
     def own(face: Face, light: Array, pose: Pose, normals: Array) -> tuple[Array, Array]:
         del light, pose, normals
         return jnp.ones_like(face.vertices), jnp.zeros_like(face.vertices)
 
-    return make_renderer(topology, (size, size), shade=own)
+    return make_renderer(topology, size, shade=own)
 
 
 def draw(

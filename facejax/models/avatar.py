@@ -90,6 +90,11 @@ class Avatar:
     """Named (V,) masks in [0, 1]; those of `REGIONS` that are missing count as empty."""
     eye_centres: np.ndarray
     """(2, 3) centres of the (left, right) eyeball, metres, head frame."""
+    light_directions: np.ndarray | None = None
+    """(d, 3) unit vectors towards the lights of the capture, which together are even: in the frame of the lights, whose
+    axes a camera's are (OpenCV)."""
+    light_group: np.ndarray | None = None
+    """(d,) which row of a lighting code each of them belongs to."""
 
     def stages(self, preset: str) -> tuple[Stage, ...]:
         """See `HeadModel.stages`."""
