@@ -138,11 +138,11 @@ def undistort_image(
     column = (seen @ lens.matrix[0, :2] + lens.matrix[0, 2] + 0.5) * scale[0] - 0.5
     row = (seen @ lens.matrix[1, :2] + lens.matrix[1, 2] + 0.5) * scale[1] - 0.5
     inside = (column > -0.5) & (column < w - 0.5) & (row > -0.5) & (row < h - 0.5)
-    straight = sample_pixels(image, column.astype(np.float32), row.astype(np.float32))
+    straight = _sample(image, column.astype(np.float32), row.astype(np.float32))
     return np.where(inside[..., None], straight, 0).astype(np.float32), inside.astype(np.float32)
 
 
-def sample_pixels(image: np.ndarray, column: np.ndarray, row: np.ndarray) -> np.ndarray:
+def _sample(image: np.ndarray, column: np.ndarray, row: np.ndarray) -> np.ndarray:
     """Bilinear values at (column, row) counted from the first pixel's centre; borders repeat."""
     try:
         import cv2

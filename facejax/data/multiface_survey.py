@@ -1,7 +1,7 @@
 """What a folder of Multiface holds, whether its parts agree, and how much disk each choice of the data set needs."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +19,11 @@ from facejax.data.multiface import (
     missing_files,
     read_frame_list,
     read_krt,
-    sample_pixels,
 )
 from facejax.geometry.errors import InputError
 from facejax.renderers.uv import texture_chart
+
+Progress = Callable[[str, int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,10 +80,37 @@ def survey(folder: Path, cameras: Sequence[str] | int | None = None) -> Contents
     )
 
 
+def describe(contents: Contents) -> str:
+    """What `survey` found, for a person to read."""
+    missing, total = contents.missing, sum(contents.segments.values())
+    lines = [f"person {contents.person}: {contents.cameras} cameras, {len(contents.segments)} segments, {total} frames"]
+    lines += [f"  {name}: {count} frames" for name, count in contents.segments.items()]
+    if contents.absent:
+        lines.append(
+            f"  {len(contents.absent)} more segments of frame_list.txt are not here ({contents.absent[0]}, ...): "
+            "choose with --segments"
+        )
+    for kind, paths in missing.files.items():
+        lines.append(f"  missing: {len(paths)} x {kind}, the first {paths[0]}")
+    if missing.files:
+        lines.append(f"  {len(missing.frames)} frames are incomplete: --skip-incomplete leaves them out")
+    if contents.agreement is not None:
+        right, turned = contents.agreement
+        verdict = "mesh, pose, lens and texture fit together"
+        if turned > right:
+            verdict = "TEXTURES ARE UPSIDE DOWN: rows are counted from the other end than facejax takes them to be"
+        elif right < 0.5:
+            verdict = "MESH, POSE, LENS AND TEXTURE DO NOT FIT TOGETHER"
+        lines.append(f"  picture and texture correlate by {right:.3f} (upside down {turned:.3f}): {verdict}")
+    return "\n".join(lines)
+
+
 def _agreement(folder: Path, segment: str, cameras: Sequence[str]) -> tuple[float, float] | None:
     """See `Contents.agreement`, for the first whole frame of a segment and its most frontal camera."""
+    from scipy.ndimage import map_coordinates, minimum_filter
+
     capture = Multiface(
-        folder, segments=[segment], cameras=cameras, texture_size=256, image_scale=0.25, incomplete="skip"
+        folder, segments=[segment], cameras=cameras, texture_size=256, image_scale=0.5, incomplete="skip"
     )
     facing = np.einsum("cj,j->c", capture.cameras["rotation"][:, 2], np.asarray(capture.view(0, 0).head.rotation)[:, 2])
     view = capture.view(0, int(np.argmin(facing)))
@@ -90,22 +118,30 @@ def _agreement(folder: Path, segment: str, cameras: Sequence[str]) -> tuple[floa
     points = np.einsum("nij,ni->nj", view.vertices[chart.triangles], chart.weights)
     points = points @ np.asarray(view.pose.rotation).T + np.asarray(view.pose.translation)
     xy = points[:, :2] / points[:, 2:] * np.asarray(view.camera.focal) + np.asarray(view.camera.principal_point) - 0.5
-    looked_up = sample_pixels(view.image, xy[:, 0].astype(np.float32)[None], xy[:, 1].astype(np.float32)[None])[0]
+    looked_up = np.stack([map_coordinates(view.image[..., k], xy.T[::-1], order=1) for k in range(3)], axis=-1)
+    inner = (
+        map_coordinates(minimum_filter(view.mask, 7), xy.T[::-1], order=1) > 0.99
+    )  # outlines mix with what is behind
     found = []
     for texture, seen in ((view.texture, view.seen), (view.texture[::-1], view.seen[::-1])):
-        usable = seen.reshape(-1)[chart.texels] > 0.99
+        usable = inner & (seen.reshape(-1)[chart.texels] > 0.99)
         a, b = looked_up[usable].ravel(), texture.reshape(-1, 3)[chart.texels][usable].ravel()
         varied = len(a) > 1 and a.std() > 0 and b.std() > 0
         found.append(float(np.corrcoef(a, b)[0, 1]) if varied else 0.0)
     return found[0], found[1]
 
 
-def write_averages(capture: Multiface) -> int:
-    """Write the `average` textures that the layout leaves to its users, over the capture's cameras; how many."""
+def write_averages(capture: Multiface, progress: Progress | None = None) -> int:
+    """Write the `average` textures that the layout leaves to its users, over the capture's cameras; how many.
+
+    Those that are there stay. progress: called with (stage, done, total).
+    """
     from PIL import Image
 
     written = 0
     for i in range(len(capture.entries)):
+        if progress is not None:
+            progress("mean textures", i + 1, len(capture.entries))
         path = capture.file(TEXTURES, i, "average")
         if path.is_file():
             continue
@@ -127,14 +163,15 @@ class Person:
     id: str
     script: int
     """1 or 2: which list of expressions and which rig of cameras."""
-    images_gb: float
-    textures_gb: float
-    meshes_gb: float
+    images_gb: int
+    textures_gb: int
+    meshes_gb: int
 
 
 PEOPLE = (
     Person("002645310", 2, 7800, 2400, 45), Person("002643814", 1, 1600, 412, 21),
-    Person("002539136", 1, 1500, 381, 20), Person("7889059", 1, 1800, 493, 29), Person("002757580", 1, 1400, 380, 21), Person("2183941", 1, 2100, 577, 32),
+    Person("002539136", 1, 1500, 381, 20), Person("7889059", 1, 1800, 493, 29),
+    Person("002757580", 1, 1400, 380, 21), Person("2183941", 1, 2100, 577, 32),
     Person("5372021", 1, 2000, 513, 27), Person("8870559", 1, 2400, 611, 32), Person("6674443", 1, 1700, 429, 26),
     Person("5067077", 2, 11000, 3100, 49), Person("002914589", 1, 1100, 367, 21), Person("6795937", 1, 1900, 521, 27),
     Person("002421669", 2, 13000, 3100, 51),
@@ -215,7 +252,7 @@ def plan_text(subjects: Sequence[str] = (), cameras: int | None = None, expressi
         f"({SEGMENTS[1]} and {SEGMENTS[2]}); {1e3 * MESH_GB:.1f} MB of meshes a frame give the frames.",
         "Segments differ in length: peak expressions of v1 have about half the mean (51 and 64 frames in the mini",
         "set), gaze and ranges of motion more. The mini set (6795937, 2 peak expressions, all cameras) is published",
-        f"as 16.2 GB; for its {_MINI_FRAMES} frames these shares give {_mini():.1f} GB, so they may be a third too high.",
+        f"as 16.2 GB; for its {_MINI_FRAMES} frames these shares give {_mini():.1f} GB: a third too high.",
         "Archives come one a segment with all cameras (long segments: one a camera), so fewer cameras save disk, not",
         "always download; unpacking needs up to twice the size for a while (120 TB for the 65 TB, say the authors).",
         "https://github.com/facebookresearch/multiface, CC-BY-NC 4.0.",
