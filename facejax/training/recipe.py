@@ -107,7 +107,11 @@ class Recipe(Generic[C]):
         return ()
 
 
-_BUILT_IN: dict[str, str] = {"head-autoencoder": "facejax.training.recipes.head_autoencoder"}
+_BUILT_IN: dict[str, str] = {
+    "deep-appearance": "facejax.training.recipes.deep_appearance",
+    "deep-lighting": "facejax.training.recipes.deep_lighting",
+    "head-autoencoder": "facejax.training.recipes.head_autoencoder",
+}
 _ENTRY_POINTS = "facejax.recipes"
 
 

@@ -1,0 +1,447 @@
+"""The lighting network of one person, from a capture under many lights (Chen et al. 2021, eq. 4 and 5).
+
+An example is one camera's view of one entry, under any lights. The decoder of a `deep-appearance` run, which stays as
+it is, gives mesh and fully lit texture of the expression's code; the network relights the texture; drawn, it is
+compared with the image. Free are the network and the code of every expression. What the run leaves is an avatar:
+
+    params/network, params/codes      of the lighting network; (n, z) codes by the expressions' numbers
+    state/appearance/params/decoder   of the deep appearance model, state/appearance/state its statistics
+    state/head/...                    faces, uv, uv_faces, and what else the capture tells of the mesh
+"""
+
+import collections
+import dataclasses
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float
+
+from facejax.data.captures import Capture, View, select
+from facejax.data.checkpoints import find_checkpoint, read_network, unflatten
+from facejax.data.sources import INDEX, Example, RecordFolder, Source
+from facejax.geometry.errors import InputError
+from facejax.geometry.records import Camera, Pose, PRNGKey, PyTree
+from facejax.models import deep_appearance, lighting_network
+from facejax.models.deep_appearance import DeepAppearanceConfig, DeepAppearanceModel, view_direction
+from facejax.models.lighting_network import LightingNetwork, LightingNetworkConfig, relight, rig_pose_features
+from facejax.objectives.deep_appearance import LightingWeights, lighting_terms
+from facejax.renderers.raster import rasterise
+from facejax.renderers.texture import sample_texture
+from facejax.renderers.textured import texture_coordinates
+from facejax.renderers.uv import on_image
+from facejax.training.config import Config, Machine, Run, fields_of
+from facejax.training.recipe import Preset, Recipe, Terms, find_recipe, revive
+from facejax.training.recipes.deep_appearance import (
+    CaptureViews,
+    Schedule,
+    check_capture,
+    open_capture,
+    psnr_of_255,
+    side_by_side,
+    square_of_255,
+)
+
+_WHOLE = 0.99
+"""Pixels that show the head to less than this share are not compared: their colour is partly the background's."""
+_ENCODED = 16
+"""Frames that are encoded at once."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Lights:
+    """Which lights training shows beyond those recorded: light adds, and it scales, for each colour on its own.
+
+    Every entry that goes into an example is scaled by a factor for each channel, image and code alike. One group of
+    lights is a fiftieth of all: without exposure the loss would hardly see it, and codes as bright as those of a room
+    with one lamp would never occur.
+    """
+
+    colour: float = 2.0
+    """Channels are scaled by factors log-uniform in [1 / colour, colour]; 1 leaves colours as they are."""
+    darkest: float = 0.0
+    """Least mean radiance of the head after exposure; 0 leaves images as bright as they are."""
+    brightest: float = 0.0
+    """Greatest mean radiance; between the two it is log-uniform."""
+    exposure: float = 100.0
+    """Largest factor of the exposure: light from behind leaves a view almost black."""
+    mixed: float = 0.0
+    """Share of the examples that add up several entries of one expression, scaled and coloured each on its own; the
+    subject must hold still between them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DeepLightingConfig(Config):
+    """A lighting network of one person."""
+
+    avatar: str = ""
+    """Run of `deep-appearance`, or a pinned checkpoint of one by name or folder: the decoder."""
+    appearance: DeepAppearanceConfig = dataclasses.field(default_factory=lambda: deep_appearance.PRESETS["small"])
+    """Sizes of that decoder: the `network` of its config."""
+    network: LightingNetworkConfig = dataclasses.field(default_factory=lambda: lighting_network.PRESETS["small"])
+    """Sizes of the lighting network; `groups` are those of the capture."""
+    weights: LightingWeights = dataclasses.field(default_factory=LightingWeights)
+    """Of the loss."""
+    lights: Lights = dataclasses.field(default_factory=Lights)
+    """Which lights training shows."""
+    schedule: Schedule = dataclasses.field(default_factory=Schedule)
+    """How it learns."""
+    shape: Literal["tracked", "decoded"] = "decoded"
+    """Which mesh the texture is drawn on: `decoded`, as in eq. 4, which then also moves the codes through the mesh; or
+    `tracked`, which costs less and puts texels where they were seen (untracked frames: decoded, held)."""
+    shrink: int = 1
+    """Images are averaged over blocks of so many pixels a side for training."""
+
+
+class DeepLighting(Recipe[DeepLightingConfig]):
+    """Code of an expression, light and camera in; the relit image out.
+
+    An example is {"image": (h, w, 3) linear, "mask": (h, w) of 255, "light": (g, 3), "vertices": (v, 3) metres, head
+    frame, "tracked": whether they are known, "rotation", "translation": head to camera, "head_rotation": head to stage,
+    "focal", "principal_point": pixels, "expression": its number, "place": number of the example}.
+    """
+
+    name: ClassVar[str] = "deep-lighting"
+    summary: ClassVar[str] = "Gain and bias of a person's texture under any light; the other half of an avatar."
+    score: ClassVar[str] = "exposed image error (L2, of 255)"
+    presets: ClassVar = {
+        "small": Preset(
+            command="facejax train deep-lighting --preset small --data stage --set avatar=run-appearance "
+            "--out run-light",
+            hardware="not measured",
+            time="not measured",
+            score="not measured",
+            config=DeepLightingConfig(
+                run=Run(steps=10_000, batch=4),
+                machine=Machine(eval_every=2000, save_every=1000, log_every=100),
+                appearance=dataclasses.replace(deep_appearance.PRESETS["small"], n_vertices=7303),
+                lights=Lights(colour=1.6, darkest=0.1, brightest=0.5, mixed=0.75),
+                schedule=Schedule(rate=2e-3),
+                shape="tracked",
+            ),
+        ),
+        "paper": Preset(
+            command="facejax train deep-lighting --preset paper --data stage-large --set avatar=run-appearance-paper "
+            "--out run-light-paper",
+            hardware="not measured: meant for one accelerator",
+            time="not measured",
+            score="not measured",
+            # the paper tells neither batch nor epochs: 36 h on a DGX
+            config=DeepLightingConfig(
+                run=Run(steps=200_000, batch=16),
+                machine=Machine(eval_every=4000, save_every=4000, log_every=100),
+                appearance=dataclasses.replace(deep_appearance.PRESETS["paper"], n_cameras=40),
+                network=lighting_network.PRESETS["paper"],
+                schedule=Schedule(rate=1e-3, decay=0.75, decay_every=40_000),
+            ),
+        ),
+    }
+
+    def __init__(self, config: DeepLightingConfig) -> None:
+        super().__init__(config)
+        if config.network.texture_size != config.appearance.texture_size:
+            raise InputError(
+                f"The decoder's textures have {config.appearance.texture_size} texels a side and network.texture_size "
+                f"is {config.network.texture_size}: --set network.texture_size={config.appearance.texture_size}."
+            )
+        self.model = DeepAppearanceModel(config.appearance)
+        self.network = LightingNetwork(dataclasses.replace(config.network, bf16=config.network.bf16 or config.run.bf16))
+        self._views: LitViews | None = None
+
+    # -- data ---------------------------------------------------------------------------------------------------------
+
+    def data(self, folder: Path, split: str) -> Source:
+        """Every camera's view of every entry of a capture; or the examples that a checkpoint brings.
+
+        `InputError` for a capture of another texture size, mesh or number of groups of lights than the config's, or one
+        that is fully lit throughout.
+        """
+        if (folder / INDEX).is_file():
+            return RecordFolder(folder, split)
+        told = self.config
+        capture = open_capture(folder, told.appearance.texture_size)
+        check_capture(capture, told.appearance, "appearance")
+        if all(e.fully_lit for e in capture.entries):
+            raise InputError(
+                f"The capture {folder} has no partly lit frames, so it tells nothing about light: make one with some, "
+                "as `facejax data light-stage` does."
+            )
+        if capture.groups != told.network.groups:
+            raise InputError(
+                f"Light codes of the capture have {capture.groups} groups of lights, and network.groups is "
+                f"{told.network.groups}: --set network.groups={capture.groups}, or give another capture."
+            )
+        views = LitViews(capture, split, told.shrink if split == "train" else 1)
+        if split == "train":
+            self._views = views
+        return views
+
+    def augment(self, example: Example, rng: np.random.Generator) -> Example:
+        """Other lights, see `Lights`."""
+        told = self.config.lights
+        parts = [example]
+        others = self._views.beside(int(example["place"])) if self._views is not None else []
+        if others and rng.random() < told.mixed:
+            chosen = rng.permutation(len(others))[: rng.integers(1, len(others) + 1)]
+            parts += [self._views[others[i]] for i in chosen]  # type: ignore[index]
+        return {**example, **mix_lights(parts, told, rng)}
+
+    # -- model --------------------------------------------------------------------------------------------------------
+
+    def init(self, key: PRNGKey, data: Source) -> tuple[PyTree, PyTree]:
+        """The identity for a network, codes as the deep appearance model's encoder gives them.
+
+        `InputError` for an `avatar` that is not a complete `deep-appearance` run of the config's sizes.
+        """
+        if not isinstance(data, LitViews):
+            raise InputError("Training starts from a capture: what a pinned checkpoint brings is for evaluation.")
+        with jax.ensure_compile_time_eval():  # else every texture becomes a constant of the compiled program
+            arrays = self._read_avatar()
+            codes = self._first_codes(arrays, data.capture)
+        params = {"network": self.network.init(key), "codes": jnp.asarray(codes)}
+        decoder = {"params": {"decoder": arrays["params"]["decoder"]}, "state": arrays["state"]}
+        return params, jax.tree.map(jnp.asarray, {"appearance": decoder, "head": head_arrays(data.capture)})
+
+    def _read_avatar(self) -> PyTree:
+        if not self.config.avatar:
+            raise InputError("deep-lighting needs the decoder of a deep-appearance run: --set avatar=RUN.")
+        manifest, arrays = read_network(find_checkpoint(self.config.avatar))
+        if manifest["recipe"] != "deep-appearance":
+            raise InputError(
+                f"{self.config.avatar} is of the recipe {manifest['recipe']!r}: avatar takes one of 'deep-appearance'."
+            )
+        recipe, arrays = revive(find_recipe("deep-appearance"), int(manifest["version"]), manifest["config"], arrays)
+        held, told = fields_of(recipe.config.network), fields_of(self.config.appearance)
+        for name in held:
+            if name != "bf16" and held[name] != told[name]:
+                raise InputError(
+                    f"{self.config.avatar} was trained with network.{name} = {held[name]!r}, and appearance.{name} is "
+                    f"{told[name]!r}: --set appearance.{name}={_typed(held[name])}."
+                )
+        return unflatten(arrays)
+
+    def _first_codes(self, avatar: PyTree, capture: Capture) -> Float[np.ndarray, "n z"]:
+        """Of every expression the encoder's mean on its fully lit frame; without one, of the nearest that has one."""
+        found: dict[int, int] = {}
+        for number, entry in enumerate(capture.entries):
+            if entry.fully_lit:
+                found.setdefault(entry.expression, number)
+        expressions = np.array(sorted(found))
+
+        @jax.jit
+        def encode(params: PyTree, textures: Array, vertices: Array) -> Array:
+            return jax.vmap(lambda t, v: self.model.encode(params, avatar["state"], t, v).mean)(textures, vertices)
+
+        codes = []
+        for first in range(0, len(expressions), _ENCODED):
+            few = expressions[first : first + _ENCODED]
+            views = [capture.view(found[e], 0) for e in [*few, *few[-1:].repeat(_ENCODED - len(few))]]
+            means = encode(
+                avatar["params"], np.stack([v.mean_texture for v in views]), np.stack([v.vertices for v in views])
+            )
+            codes.append(np.asarray(means)[: len(few)])
+        every = np.arange(max(e.expression for e in capture.entries) + 1)
+        nearest = np.abs(every[:, None] - expressions).argmin(axis=1)
+        return np.concatenate(codes)[nearest]
+
+    def relit(
+        self, params: PyTree, state: PyTree, code: Float[Array, "z"], light: Float[Array, "g 3"], example: PyTree
+    ) -> tuple[Float[Array, "v 3"], Float[Array, "s s 3"], Float[Array, "s s 3"]]:
+        """(vertices, fully lit texture, relit texture) of a code under a light as an example's camera sees them."""
+        pose = Pose(rotation=example["rotation"], translation=example["translation"])
+        view = view_direction(pose)
+        avatar = state["appearance"]
+        face = self.model.decode(avatar["params"], avatar["state"], code, view)
+        features = rig_pose_features(example["head_rotation"], view)
+        maps = self.network(params["network"], light, features, face.texture)
+        return face.vertices, face.texture, relight(face.texture, maps)
+
+    def _place(
+        self, state: PyTree, vertices: Float[Array, "v 3"], example: PyTree
+    ) -> tuple[Float[Array, "h w 2"], Float[Array, "h w"]]:
+        """(texture coordinates, weight) of pixels: where the mesh shows the head and nothing else."""
+        head = state["head"]
+        pose = Pose(rotation=example["rotation"], translation=example["translation"])
+        camera = Camera(focal=example["focal"], principal_point=example["principal_point"])
+        size = example["image"].shape[:2]
+        fragments = rasterise(on_image(vertices, pose, camera), head["faces"], size)
+        whole = (fragments.triangle >= 0) & (example["mask"] >= _WHOLE * 255)
+        return texture_coordinates(fragments, head["uv"], head["uv_faces"]), whole.astype(jnp.float32)
+
+    def loss(self, params: PyTree, state: PyTree, batch: PyTree, key: PRNGKey) -> tuple[Terms, PyTree]:
+        """Image, geometry and codes, see `lighting_terms`."""
+        del key
+
+        def one(example: PyTree) -> Terms:
+            code = params["codes"][example["expression"]]
+            vertices, _, texture = self.relit(params, state, code, example["light"], example)
+            known = example["tracked"].astype(jnp.float32)
+            drawn = vertices
+            if self.config.shape == "tracked":
+                drawn = jax.lax.stop_gradient(jnp.where(example["tracked"], example["vertices"], vertices))
+            uv, weight = self._place(state, drawn, example)
+            image = example["image"].astype(jnp.float32)
+            return lighting_terms(
+                sample_texture(texture, uv), image, weight, vertices, example["vertices"], code, known,
+                self.config.weights,
+            )  # fmt: skip
+
+        return {name: jnp.mean(values) for name, values in jax.vmap(one)(batch).items()}, state
+
+    def optimiser(self) -> optax.GradientTransformation:
+        """Adam."""
+        return self.config.schedule.optimiser(self.config.run.steps)
+
+    # -- evaluation ---------------------------------------------------------------------------------------------------
+
+    def evaluate(self, params: PyTree, state: PyTree, batch: PyTree) -> dict[str, Float[Array, "b"]]:
+        """Errors of the relit image inside the mask, as recorded and exposed to a mean radiance of 0.25, and controls.
+
+        Codes are the encoder's, the mesh is the decoded one. L2 is the mean squared difference where linear radiance
+        counts from 0 to 255. The controls draw the fully lit texture: with the one factor, or the factor for each
+        channel, that fits this very image best.
+        """
+
+        def one(example: PyTree) -> tuple[Array, ...]:
+            exposure, lit, bright, full, weight = self._seen(params, state, example)
+            image = example["image"].astype(jnp.float32)
+            truth = exposure * image
+            w = weight[..., None]
+            best = jnp.sum(w * truth * full) / jnp.maximum(jnp.sum(w * full**2), 1e-9)
+            each = jnp.sum(w * truth * full, axis=(0, 1)) / jnp.maximum(jnp.sum(w * full**2, axis=(0, 1)), 1e-9)
+            exposed = [square_of_255(x[None], truth[None], weight[None])[0] for x in (bright, best * full, each * full)]
+            return (square_of_255(lit[None], image[None], weight[None])[0], *exposed)
+
+        plain, ours, scaled, coloured = jax.vmap(one)(batch)
+        return {
+            self.score: ours,
+            "fully lit, best exposure (L2, of 255)": scaled,
+            "fully lit, best gain of channels (L2, of 255)": coloured,
+            "exposed PSNR (dB)": psnr_of_255(ours),
+            "fully lit, best exposure: PSNR (dB)": psnr_of_255(scaled),
+            "image error (L2, of 255)": plain,
+        }
+
+    def _seen(self, params: PyTree, state: PyTree, example: PyTree) -> tuple[Array, Array, Array, Array, Array]:
+        """(exposure, images relit as recorded and exposed, fully lit image, weight of pixels) of a test example."""
+        code = params["codes"][example["expression"]]
+        vertices, full, texture = self.relit(params, state, code, example["light"], example)
+        uv, weight = self._place(state, vertices, example)
+        image, w = example["image"].astype(jnp.float32), weight[..., None]
+        exposure = 0.25 / jnp.maximum(jnp.sum(w * image) / jnp.maximum(3 * jnp.sum(w), 1e-6), 0.25 / 100)
+        _, _, exposed = self.relit(params, state, code, exposure * example["light"], example)
+        three = sample_texture(jnp.concatenate([texture, exposed, full], axis=-1), uv)
+        return exposure, three[..., :3], three[..., 3:6], three[..., 6:], weight
+
+    def pictures(self, params: PyTree, state: PyTree, batch: PyTree) -> dict[str, np.ndarray]:
+        """Four images inside the mask: as recorded, relit, fully lit; and the difference of the first two."""
+        few = {name: jnp.asarray(values[:4]) for name, values in batch.items()}
+        exposure, _, relit, full, weight = jax.jit(jax.vmap(self._seen, in_axes=(None, None, 0)))(params, state, few)
+        shown = np.asarray(weight)[..., None]
+        truth = np.asarray(exposure)[:, None, None, None] * np.asarray(few["image"], np.float32)
+        rows = [
+            side_by_side([t * s, r * s, f * s], np.abs(t - r) * s)
+            for t, r, f, s in zip(truth, np.asarray(relit), np.asarray(full), shown, strict=True)
+        ]
+        return {"relit": np.concatenate(rows, axis=0)}
+
+
+class LitViews(CaptureViews):
+    """All views of a split, in an order that mixes lights and expressions, so that a few of them show many."""
+
+    def __init__(self, capture: Capture, split: str, shrink: int = 1) -> None:
+        """shrink: pixels a side that are averaged."""
+        height, width = capture.image_size
+        if height % shrink or width % shrink:
+            raise InputError(
+                f"Images of {height} x {width} pixels cannot be averaged over {shrink} x {shrink} of them."
+            )
+        order = np.random.default_rng(0).permutation(select(capture, split))
+        super().__init__(capture, order.tolist(), _Lit(shrink), ("vertices", "light", "head_rotation"))
+        self._same: dict[int, list[int]] = collections.defaultdict(list)
+        for place, number in enumerate(self.entries):
+            self._same[capture.entries[number].expression].append(place)
+
+    def __getitem__(self, index: int) -> Example:
+        """The example."""
+        return {**super().__getitem__(index), "place": np.array(index, np.int32)}
+
+    def beside(self, index: int) -> list[int]:
+        """Numbers of the examples that show the same face to the same camera under other lights."""
+        place, camera = divmod(index, self.capture.n_cameras)
+        same = self._same[self.capture.entries[self.entries[place]].expression]
+        return [other * self.capture.n_cameras + camera for other in same if other != place]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Lit:
+    shrink: int
+
+    def __call__(self, view: View, camera: int, expression: int, tracked: bool) -> Example:
+        del camera
+        n = self.shrink
+        return {
+            "image": block_means(view.image, n).astype(np.float16),
+            "mask": np.round(255 * block_means(view.mask[..., None], n)[..., 0]).astype(np.uint8),
+            "light": view.light.astype(np.float32),
+            # what is not tracked may be anything, and 0 times NaN is NaN
+            "vertices": view.vertices.astype(np.float32) if tracked else np.zeros_like(view.vertices, np.float32),
+            "tracked": np.array(tracked),
+            "rotation": np.asarray(view.pose.rotation),
+            "translation": np.asarray(view.pose.translation),
+            "head_rotation": np.asarray(view.head.rotation),
+            "focal": np.asarray(view.camera.focal) / n,
+            "principal_point": np.asarray(view.camera.principal_point) / n,
+            "expression": np.array(expression, np.int32),
+        }
+
+
+def mix_lights(parts: list[Example], told: Lights, rng: np.random.Generator) -> Example:
+    """{"image", "light"} of examples of one face and camera, each scaled by channel and added up, see `Lights`.
+
+    Parts of a mixture are first made equally bright, then scaled by factors log-uniform in [0.1, 1].
+    """
+    shown = parts[0]["mask"] > 0
+    count = max(int(shown.sum()), 1)
+    images = [p["image"].astype(np.float32) for p in parts]
+    means = [float(image[shown].sum()) / (3 * count) for image in images]
+    scales = np.exp(rng.uniform(-1, 1, (len(parts), 3)) * np.log(told.colour))
+    if len(parts) > 1:
+        shares = 10.0 ** -rng.uniform(0, 1, len(parts))
+        floor = max(means) / told.exposure
+        scales *= (shares / np.maximum(means, max(floor, 1e-9)) * max(means))[:, None]
+    image = sum(s.astype(np.float32) * i for s, i in zip(scales, images, strict=True))
+    light = sum(s.astype(np.float32) * p["light"] for s, p in zip(scales, parts, strict=True))
+    if told.brightest > 0:
+        target = np.exp(rng.uniform(np.log(max(told.darkest, 1e-6)), np.log(told.brightest)))
+        mean = float(image[shown].sum()) / (3 * count)  # type: ignore[index]
+        exposure = np.float32(min(target / max(mean, 1e-9), told.exposure))
+        image, light = exposure * image, exposure * light
+    return {"image": np.asarray(image, np.float16), "light": np.asarray(light, np.float32)}
+
+
+def block_means(image: Float[np.ndarray, "h w c"], side: int) -> Float[np.ndarray, "_ _ c"]:
+    """Means of side x side blocks of pixels."""
+    height, width, channels = image.shape
+    return image.reshape(height // side, side, width // side, side, channels).mean(axis=(1, 3))
+
+
+def head_arrays(capture: Capture) -> dict[str, np.ndarray]:
+    """What an avatar keeps of a capture's mesh: connectivity, and what else `head.npz` tells (landmarks, regions)."""
+    topology = capture.topology
+    held = {"faces": topology.faces, "uv": topology.uv, "uv_faces": topology.uv_faces}
+    path = Path(getattr(capture, "folder", "")) / "head.npz"
+    if path.is_file():
+        with np.load(path, allow_pickle=False) as file:
+            held = {**{name: file[name] for name in file.files}, **held}
+    narrow = {"i": np.int32, "u": np.int32, "f": np.float32, "b": np.bool_}
+    # checkpoints hold no arrays without elements
+    return {n: a.astype(narrow[a.dtype.kind]) for n, a in held.items() if a.dtype.kind in narrow and a.size}
+
+
+def _typed(value: Any) -> str:
+    """As --set takes it."""
+    return ",".join(str(v) for v in value) if isinstance(value, tuple) else str(value).lower()
