@@ -10,6 +10,7 @@ Metres; images and textures are linear radiance, row 0 at the top.
 import dataclasses
 import functools
 import json
+import zipfile
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -19,9 +20,8 @@ from jaxtyping import Float, Float32
 
 from facejax.data.files import atomic_write
 from facejax.geometry.errors import InputError
-from facejax.geometry.meshes import Topology
+from facejax.geometry.meshes import SurfacePoints, Topology
 from facejax.geometry.records import Camera, Pose
-from facejax.models.morphable import SurfacePoints
 
 FORMAT = "facejax-capture"
 VERSION = 1
@@ -99,7 +99,7 @@ def head_to_camera(head: Pose, rotation: np.ndarray, translation: np.ndarray) ->
 
 
 def select(capture: Capture, split: str, *, fully_lit: bool | None = None) -> list[int]:
-    """Numbers of the entries of a split; fully lit ones, others, or both (None). Raises `InputError` if there are none."""
+    """Numbers of the entries of a split: fully lit ones, others, or both (None). `InputError` if there are none."""
     found = [
         i for i, e in enumerate(capture.entries) if e.split == split and (fully_lit is None or e.fully_lit == fully_lit)
     ]
@@ -117,8 +117,8 @@ FRAME_KEYS = (
     "image", "mask", "texture", "seen", "mean_texture", "vertices", "light", "rotation", "translation",
 )  # fmt: skip
 """Arrays of a frame's file: image (c, h, w, 3) float16, mask (c, h, w) uint8 of 255, texture (c, s, s, 3) float16, seen
-(c, s, s) uint8 of 255, mean_texture (s, s, 3) float16, vertices (v, 3), light (g, 3), and the head's rotation (3, 3) and
-translation (3,) in the stage; a synthetic frame adds `activations` (e,) and `gaze` (2, 2)."""
+(c, s, s) uint8 of 255, mean_texture (s, s, 3) float16, vertices (v, 3), light (g, 3), and the head's rotation (3, 3)
+and translation (3,) in the stage; a synthetic frame adds `activations` (e,) and `gaze` (2, 2)."""
 
 
 class LightStage:
@@ -131,7 +131,13 @@ class LightStage:
         self.facts = facts
         self.image_size = (int(facts["image_size"][0]), int(facts["image_size"][1]))
         self.texture_size, self.groups = int(facts["texture_size"]), int(facts["groups"])
-        self.entries = tuple(Entry(**e) for e in facts["entries"])
+        try:
+            self.entries = tuple(Entry(**e) for e in facts["entries"])
+        except TypeError as error:
+            raise InputError(
+                f"An entry of {self.folder / 'capture.json'} is not as it should be ({error}): restore the file, or "
+                "make the capture again."
+            ) from error
         cameras = _read(self.folder / "cameras.npz", _CAMERA_KEYS)
         self.cameras = {k: cameras[k].astype(np.float32) for k in _CAMERA_KEYS}
         self.n_cameras = len(self.cameras["rotation"])
@@ -140,6 +146,13 @@ class LightStage:
                 f"{self.folder / 'cameras.npz'} calibrates {self.n_cameras} cameras and the capture has "
                 f"{facts['cameras']}: restore the file, or make the capture again."
             )
+        for name, shape in (("rotation", (3, 3)), ("translation", (3,)), ("focal", (2,)), ("principal_point", (2,))):
+            found = self.cameras[name]
+            if found.shape != (self.n_cameras, *shape) or not np.isfinite(found).all():
+                raise InputError(
+                    f"{name!r} in {self.folder / 'cameras.npz'} must be finite numbers of shape "
+                    f"{(self.n_cameras, *shape)}, got {found.shape}: restore the file, or make the capture again."
+                )
         held = _read(self.folder / "head.npz", _HEAD_KEYS)
         self.topology = Topology(
             faces=held["faces"].astype(np.int32),
@@ -158,13 +171,17 @@ class LightStage:
 
     def frame(self, entry: int) -> dict[str, np.ndarray]:
         """The arrays of an entry as they are stored, see `FRAME_KEYS`."""
+        if not 0 <= entry < len(self.entries):
+            raise InputError(
+                f"The capture has {len(self.entries)} entries, numbered from 0, and {entry} was asked for."
+            )
         return dict(_frame(self.folder / self.entries[entry].file, self._shapes()))
 
     def view(self, entry: int, camera: int) -> View:
         """See `Capture.view`."""
         if not 0 <= camera < self.n_cameras:
             raise InputError(f"The capture has {self.n_cameras} cameras, numbered from 0, and {camera} was asked for.")
-        held = _frame(self.folder / self.entries[entry].file, self._shapes())
+        held = self.frame(entry)
         head = Pose(rotation=jnp.asarray(held["rotation"]), translation=jnp.asarray(held["translation"]))
         rotation, translation, focal, centre = (self.cameras[k][camera] for k in _CAMERA_KEYS)
         return View(
@@ -229,9 +246,9 @@ def _read(path: Path, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise InputError(f"The capture lacks {path.name} ({path}): restore it, or make the capture again.")
     try:
-        with np.load(path, allow_pickle=False) as held:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as held:  # numpy leaves a damaged file open
             arrays = {k: held[k] for k in held.files}
-    except (ValueError, OSError, EOFError, KeyError) as error:
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} cannot be read ({error}): delete it and make the capture again.") from error
     missing = [k for k in keys if k not in arrays]
     if missing:
@@ -239,7 +256,7 @@ def _read(path: Path, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
     return arrays
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=8)  # the cameras of an entry are often read in turn; a large capture's frames are large
 def _frame(path: Path, shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> dict[str, np.ndarray]:
     held = _read(path, FRAME_KEYS)
     for name, shape in shapes:
