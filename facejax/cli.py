@@ -595,9 +595,9 @@ class DataMultiface:
     segments: tuple[str, ...] = ()
     """With --save or --averages: segments to use; by default all that frame_list.txt names."""
     texture_size: int = 1024
-    """With --save: side of the textures that training reads."""
-    image_scale: float = 1.0
-    """With --save: factor on the size of the pictures that training reads."""
+    """With --save: side of the textures that training reads, where its config does not say."""
+    image_scale: float | None = None
+    """With --save: factor on the size of the pictures that training reads; by default that of the textures."""
     skip_incomplete: bool = False
     """With --save or --averages: leave out frames of which a camera lacks a file."""
     save: bool = False
@@ -624,7 +624,7 @@ class DataMultiface:
         if self.save:
             print(f"{multiface.save_choice(self.folder, choice)} keeps the choice")
         if self.averages:
-            capture = multiface.Multiface(self.folder, **dataclasses.asdict(choice))
+            capture = multiface.Multiface(self.folder, choice=choice)
             with show_progress() as progress:
                 print(f"{multiface_survey.write_averages(capture, progress)} mean textures are written")
         if self.save or self.averages:

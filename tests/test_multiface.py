@@ -22,6 +22,7 @@ from facejax.data.multiface import (
     Choice,
     LensCamera,
     Multiface,
+    coverage,
     display,
     distort,
     open_capture,
@@ -32,6 +33,7 @@ from facejax.data.multiface import (
 )
 from facejax.geometry.cameras import project, to_camera_frame
 from facejax.geometry.errors import InputError
+from facejax.geometry.records import Camera, Pose
 from facejax.renderers.uv import rasterise_chart
 
 SIDE, USED, VERTICES = 76, 76 * 76, 7306
@@ -317,16 +319,30 @@ def test_the_stage_does_not_depend_on_the_choice_of_cameras(person: Path) -> Non
 
 
 def test_masks_are_where_the_mesh_is_and_the_lens_sees(person: Path) -> None:
-    capture = Multiface(person, texture_size=16)
+    capture = Multiface(person, texture_size=16, image_scale=1.0)
     view = capture.view(1, 1)
     shown = view.image.max(axis=-1) > 0.01
     drawn = view.mask > 0.5
     assert 0.1 < drawn.mean() < 0.9
     # the picture was drawn from front faces of an open shell, the mask covers its inside too
     assert (shown & ~drawn).sum() < 0.01 * drawn.sum()
-    assert set(np.unique(view.mask)) <= {0.0, 0.25, 0.5, 0.75, 1.0}
+    assert (drawn & ~shown).sum() < 0.02 * drawn.sum()
     _, inside = undistort_image(np.ones((*SIZE, 3), np.float32), _any_lens(0.0))
     assert inside.min() == 0  # there are pixels that the lens never saw
+
+
+def test_coverage_is_a_share_of_the_pixel() -> None:
+    square = np.array([[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]], np.float32)
+    pose = Pose(rotation=jnp.eye(3), translation=jnp.array([0.0, 0.0, 1.0]))
+    camera = Camera(focal=jnp.array([10.0, 20.0]), principal_point=jnp.array([3.5, 4.25]))
+    faces = np.array([[0, 1, 2], [0, 2, 3]])
+    found = coverage(square, faces, pose, camera, (40, 30))  # it spans x 3.5 to 13.5 and y 4.25 to 24.25
+    assert found.sum() == pytest.approx(200, rel=0.06)
+    np.testing.assert_array_equal(found[6:23, 5:12], 1)
+    np.testing.assert_allclose(found[10, 3], 0.5, atol=0.26)
+    assert found[:, 15:].max() == found[:, :3].max() == found[26:].max() == 0
+    behind = Pose(rotation=jnp.eye(3), translation=jnp.array([0.0, 0.0, -1.0]))
+    assert coverage(square, faces, behind, camera, (40, 30)).max() == 0
 
 
 # -- colour and textures -----------------------------------------------------------------------------------------------
@@ -443,6 +459,13 @@ def test_a_choice_is_kept_beside_the_data(copy: Path, tmp_path: Path) -> None:
     capture = open_capture(copy)
     assert isinstance(capture, Multiface)
     assert (capture.n_cameras, capture.texture_size, len(capture.entries)) == (2, 32, 2)
+    assert Multiface(copy, cameras=NAMES, texture_size=64).n_cameras == 3  # what is given goes before what is kept
+    assert Multiface(copy, choice=Choice()).image_size == SIZE
+    _replace(copy / "facejax.json", '{"format": "facejax-multiface", "texture_size": "big"}')
+    with pytest.raises(InputError, match="texture_size is 'big'"):
+        open_capture(copy)
+    (copy / "facejax.json").unlink()
+    assert Multiface(copy, texture_size=256).image_size == (128, 84)  # as fine as the textures
     with pytest.raises(InputError, match="names no segment"):
         save_choice(copy, dataclasses.replace(choice, segments=("E099",)))
     _replace(copy / "facejax.json", '{"format": "facejax-multiface", "size": 3}')
@@ -473,6 +496,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "KRT without rotation": (lambda f: _krt_line(f, 5, "9 0 0 0"), "rotation of camera 400013"),
     "camera twice": (lambda f: _krt_line(f, KRT_LINES, "400013"), "camera 400013 twice"),
     "camera outside": (lambda f: _krt_line(f, 0, "../../etc"), "no plain file name"),
+    "pictures without KRT": (lambda f: (f / "images" / SEGMENT / "400099").mkdir(), "Camera 400099 took pictures"),
+    "no pictures": (lambda f: shutil.rmtree(f / "images"), "has no pictures of the chosen segments"),
     "no frame list": (lambda f: (f / "frame_list.txt").unlink(), "no frame_list.txt"),
     "empty frame list": (lambda f: _replace(f / "frame_list.txt", "\n"), "lists no frames"),
     "odd frame list": (lambda f: _replace(f / "frame_list.txt", f"{SEGMENT}\n"), "line 1, must be a segment"),
@@ -558,7 +583,7 @@ def test_damage_is_told_in_one_sentence(copy: Path, kind: str) -> None:
         ({"segments": ["E099"]}, "names no segment 'E099'"),
         ({"segments": []}, "names none"),
         ({"cameras": ["1"]}, "calibrates no camera '1'"),
-        ({"cameras": 4}, "calibrates 3 cameras, so 4"),
+        ({"cameras": 4}, "3 cameras in .* so 4 cannot"),
         ({"texture_size": 2048}, "between 1 and 1024"),
         ({"image_scale": 1.5}, "at most 1"),
     ],
@@ -566,6 +591,14 @@ def test_damage_is_told_in_one_sentence(copy: Path, kind: str) -> None:
 def test_choices_that_do_not_fit_are_refused(person: Path, options: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         Multiface(person, **options)
+
+
+def test_krt_may_calibrate_cameras_that_took_no_pictures(copy: Path) -> None:
+    for path in copy.glob("images/*/400016"):
+        shutil.rmtree(path)
+    assert Multiface(copy, texture_size=16).camera_names == ("400013", "400030")
+    with pytest.raises(InputError, match="picture images"):
+        Multiface(copy, cameras=["400016"], texture_size=16)
 
 
 def test_incomplete_frames_can_be_left_out(copy: Path) -> None:

@@ -24,7 +24,6 @@ from facejax.data.files import atomic_write
 from facejax.geometry.errors import InputError
 from facejax.geometry.meshes import Topology
 from facejax.geometry.records import Camera, Pose
-from facejax.renderers.uv import rasterise_chart
 
 UV_SIZE = 1024
 """Side of the unwrapped textures."""
@@ -322,9 +321,10 @@ class Choice:
     segments: tuple[str, ...] | None = None
     """Names of segments; None for all that frame_list.txt names."""
     cameras: tuple[str, ...] | int | None = None
-    """Names of cameras, or how many, spread evenly from the frontal one; None for all that KRT calibrates."""
+    """Names of cameras, or how many, spread evenly from the frontal one; None for all that took pictures."""
     texture_size: int = UV_SIZE
-    image_scale: float = 1.0
+    image_scale: float | None = None
+    """Factor on the size of pictures; None for `texture_size` / 1024, which keeps them about as fine as textures."""
     incomplete: Literal["refuse", "skip"] = "refuse"
     """What to do with frames of which a chosen camera lacks the picture or the texture."""
     test_segments: tuple[str, ...] = TEST_SEGMENTS
@@ -340,19 +340,29 @@ class Multiface:
         *,
         segments: Sequence[str] | None = None,
         cameras: Sequence[str] | int | None = None,
-        texture_size: int = UV_SIZE,
-        image_scale: float = 1.0,
+        texture_size: int | None = None,
+        image_scale: float | None = None,
+        incomplete: Literal["refuse", "skip"] | None = None,
+        test_segments: Sequence[str] | None = None,
         topology: Path | str | None = None,
-        incomplete: Literal["refuse", "skip"] = "refuse",
-        test_segments: Sequence[str] = TEST_SEGMENTS,
+        choice: Choice | None = None,
     ) -> None:
-        """See `Choice`. topology: an .obj of the 7,306-vertex mesh, by default the first in `tracked_mesh`.
+        """What is not given is taken from `choice`, by default the one kept beside the data; see `Choice`.
 
-        Raises `InputError` where parts are missing, cut short, of another layout or of another size.
+        topology: an .obj of the 7,306-vertex mesh, by default the first in `tracked_mesh`. Raises `InputError` where
+        parts are missing, cut short, of another layout or of another size.
         """
         self.folder = Path(folder)
+        choice = read_choice(folder) if choice is None else choice
+        segments = choice.segments if segments is None else segments
+        cameras = choice.cameras if cameras is None else cameras
+        texture_size = choice.texture_size if texture_size is None else texture_size
+        image_scale = choice.image_scale if image_scale is None else image_scale
+        incomplete = choice.incomplete if incomplete is None else incomplete
+        test_segments = choice.test_segments if test_segments is None else test_segments
         if not 1 <= texture_size <= UV_SIZE:
             raise InputError(f"`texture_size` must be between 1 and {UV_SIZE} texels, not {texture_size}.")
+        image_scale = texture_size / UV_SIZE if image_scale is None else image_scale
         if not 0 < image_scale <= 1:
             raise InputError(f"`image_scale` must be above 0 and at most 1, not {image_scale:g}.")
         self.texture_size, self.groups = texture_size, 0
@@ -362,7 +372,8 @@ class Multiface:
         if not known:
             raise missing_files(self.folder, frames, ()).error(self.folder)
         turned, middle, frontal = _stage(lenses, read_transform(_mesh_files(self.folder, *known[0])[1]))
-        self.camera_names = choose_cameras(lenses, cameras, frontal, self.folder)
+        pictured = pictured_cameras(self.folder, [s for s, _ in frames], lenses)
+        self.camera_names = choose_cameras(lenses, pictured, cameras, frontal, self.folder)
         self.lenses = tuple(lenses[n] for n in self.camera_names)
         self.n_cameras = len(self.lenses)
         missing = missing_files(self.folder, frames, self.camera_names)
@@ -372,9 +383,8 @@ class Multiface:
         self.skipped = len(frames) - len(whole)
         self.frames = tuple(whole)
         self.topology = read_topology(Path(topology) if topology else _any_obj(self.folder, whole))
-        height, width = self._full_size = read_picture(self.file("images", 0, self.camera_names[0]), "picture").shape[
-            :2
-        ]
+        first = read_picture(self.file("images", 0, self.camera_names[0]), "picture")
+        height, width = self._full_size = first.shape[:2]
         self.image_size = (max(1, round(height * image_scale)), max(1, round(width * image_scale)))
         self._scale = (self.image_size[1] / width, self.image_size[0] / height)
         tests = tuple(test_segments)
@@ -480,18 +490,21 @@ def average_texture(paths: Sequence[Path], size: int) -> Float32[np.ndarray, "s 
 def coverage(
     vertices: Float32[np.ndarray, "v 3"], faces: np.ndarray, pose: Pose, camera: Camera, size: tuple[int, int]
 ) -> Float32[np.ndarray, "h w"]:
-    """Share of each pixel that a mesh covers, from 4 samples a pixel (1 in pictures above 1024): the capture's mask.
+    """Share of each pixel that a mesh covers, to a quarter of a pixel at its outline: the capture's mask.
 
     vertices: metres, head frame. size: (height, width). Triangles with a corner behind the camera are left out.
     """
-    fine = 2 if max(size) <= 1024 else 1
+    from PIL import Image, ImageDraw
+
+    fine = 4 if max(size) <= 1024 else 2
     points = vertices.astype(np.float64) @ np.asarray(pose.rotation, np.float64).T + np.asarray(pose.translation)
     ahead = np.all(points[faces, 2] > 0.01, axis=1)
     xy = points[:, :2] / np.maximum(points[:, 2:], 0.01) * np.asarray(camera.focal) + np.asarray(camera.principal_point)
-    side = fine * max(size)
-    triangle, _ = rasterise_chart(fine * xy[faces[ahead]], side)
-    drawn = (triangle >= 0)[: fine * size[0], : fine * size[1]].astype(np.float32)
-    return drawn.reshape(size[0], fine, size[1], fine).mean(axis=(1, 3))
+    drawn = Image.new("L", (fine * size[1], fine * size[0]))
+    pen = ImageDraw.Draw(drawn)
+    for corners in (fine * xy[faces[ahead]] - 0.5).reshape(-1, 6).tolist():  # Pillow's pixels have whole-number centres
+        pen.polygon(corners, fill=255)
+    return np.asarray(drawn.resize(size[::-1], Image.Resampling.BOX), np.float32) / np.float32(255)
 
 
 # -- what is there -----------------------------------------------------------------------------------------------------
@@ -538,8 +551,8 @@ def missing_files(folder: Path, frames: Sequence[tuple[str, str]], cameras: Sequ
 
 
 def save_choice(folder: Path | str, choice: Choice) -> Path:
-    """Keep a choice beside a person's data, where `open_capture` finds it. Raises `InputError` if it does not fit."""
-    Multiface(folder, **dataclasses.asdict(choice))
+    """Keep a choice beside a person's data, where `Multiface` finds it. Raises `InputError` if it does not fit."""
+    Multiface(folder, choice=choice)
     with atomic_write(Path(folder) / CHOICE) as path:
         path.write_text(json.dumps({"format": "facejax-multiface", **dataclasses.asdict(choice)}, indent=1) + "\n")
     return Path(folder) / CHOICE
@@ -555,7 +568,11 @@ def read_choice(folder: Path | str) -> Choice:
         known = {f.name for f in dataclasses.fields(Choice)}
         if not isinstance(held, dict) or held.pop("format", None) != "facejax-multiface" or held.keys() - known:
             raise ValueError("it is of another format")
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in held.items()}
+        values: dict[str, Any] = {k: tuple(map(str, v)) if isinstance(v, list) else v for k, v in held.items()}
+        kinds = {"texture_size": int, "image_scale": float | int | None, "cameras": tuple | int | None}
+        wrong = [k for k, v in values.items() if not isinstance(v, kinds.get(k, tuple | str | None))]
+        if wrong:
+            raise ValueError(f"{wrong[0]} is {values[wrong[0]]!r}")
         return Choice(**values)
     except ValueError as error:
         raise InputError(f"{path} cannot be used ({error}): delete it, or save the choice again.") from error
@@ -565,7 +582,7 @@ def open_capture(folder: Path | str) -> Capture:
     """The capture in a folder, whichever layout it has: facejax's own, or one person of Multiface."""
     folder = Path(folder)
     if not (folder / "capture.json").is_file() and (folder / "KRT").is_file():
-        return Multiface(folder, **dataclasses.asdict(read_choice(folder)))
+        return Multiface(folder)
     return LightStage(folder)
 
 
@@ -593,27 +610,52 @@ def _chosen_frames(
     return [f for f in frames if f[0] in chosen]
 
 
+def pictured_cameras(folder: Path, segments: Sequence[str], lenses: dict[str, LensCamera]) -> list[str]:
+    """Cameras of KRT that have a folder of pictures of one of the segments: KRT may calibrate more.
+
+    Raises `InputError` where a camera has pictures and no calibration, or none has pictures.
+    """
+    found: set[str] = set()
+    for place in (folder / "images" / s for s in dict.fromkeys(segments)):
+        found |= {f.name for f in place.iterdir() if f.is_dir()} if place.is_dir() else set()
+    unknown = sorted(found - lenses.keys())
+    if unknown:
+        raise InputError(
+            f"Camera {unknown[0]} took pictures, and {folder / 'KRT'} does not calibrate it: get the person's "
+            "metadata.tar again."
+        )
+    if not found:
+        raise InputError(f"{folder / 'images'} has no pictures of the chosen segments: download their images.")
+    return [name for name in lenses if name in found]
+
+
 def choose_cameras(
-    lenses: dict[str, LensCamera], cameras: Sequence[str] | int | None, frontal: str | None, folder: Path
+    lenses: dict[str, LensCamera],
+    pictured: Sequence[str],
+    cameras: Sequence[str] | int | None,
+    frontal: str | None,
+    folder: Path,
 ) -> tuple[str, ...]:
-    """Names in the order of KRT; a number takes the frontal camera, then always the one farthest from those taken."""
-    names = list(lenses)
+    """Names, in the order of KRT unless given by name; pictured: those that took pictures.
+
+    A number takes the frontal camera, where it took pictures, then always the one farthest from those taken.
+    """
     if cameras is None:
-        return tuple(names)
+        return tuple(pictured)
     if isinstance(cameras, int):
-        if not 1 <= cameras <= len(names):
-            raise InputError(f"{folder / 'KRT'} calibrates {len(names)} cameras, so {cameras} cannot be chosen.")
-        places = np.stack([c.centre for c in lenses.values()])
-        taken = [names.index(frontal) if frontal else 0]
+        if not 1 <= cameras <= len(pictured):
+            raise InputError(f"{len(pictured)} cameras in {folder} took pictures, so {cameras} cannot be chosen.")
+        places = np.stack([lenses[n].centre for n in pictured])
+        taken = [pictured.index(frontal) if frontal in pictured else 0]
         while len(taken) < cameras:
             away = np.linalg.norm(places[:, None] - places[taken], axis=-1).min(axis=1)
             taken.append(int(np.argmax(away)))
-        return tuple(names[i] for i in sorted(taken))
+        return tuple(pictured[i] for i in sorted(taken))
     unknown = [n for n in cameras if n not in lenses]
     if unknown or not cameras:
         raise InputError(
-            f"{folder / 'KRT'} calibrates no camera {unknown[0] if unknown else ''!r}: choose among its {len(names)}, "
-            f"{', '.join(names[:3])}{', ...' * (len(names) > 3)}."
+            f"{folder / 'KRT'} calibrates no camera {unknown[0] if unknown else ''!r}: choose among its {len(lenses)}, "
+            f"{', '.join([*lenses][:3])}{', ...' * (len(lenses) > 3)}."
         )
     return tuple(cameras)
 

@@ -12,11 +12,13 @@ from facejax.data.multiface import (
     GAIN,
     TEXTURES,
     UV_SIZE,
+    Choice,
     Missing,
     Multiface,
     average_texture,
     choose_cameras,
     missing_files,
+    pictured_cameras,
     read_frame_list,
     read_krt,
 )
@@ -64,7 +66,7 @@ def survey(folder: Path, cameras: Sequence[str] | int | None = None) -> Contents
     lenses, frames = read_krt(folder / "KRT"), read_frame_list(folder)
     there = {s for s in {s for s, _ in frames} if (folder / "tracked_mesh" / s).is_dir()}
     present = [f for f in frames if f[0] in there]
-    names = choose_cameras(lenses, cameras, None, folder)
+    names = choose_cameras(lenses, pictured_cameras(folder, [*there], lenses), cameras, None, folder) if there else ()
     missing = missing_files(folder, present, names)
     whole = [f for f in present if f not in missing.frames]
     counts: dict[str, int] = {}
@@ -110,7 +112,13 @@ def _agreement(folder: Path, segment: str, cameras: Sequence[str]) -> tuple[floa
     from scipy.ndimage import map_coordinates, minimum_filter
 
     capture = Multiface(
-        folder, segments=[segment], cameras=cameras, texture_size=256, image_scale=0.5, incomplete="skip"
+        folder,
+        segments=[segment],
+        cameras=cameras,
+        texture_size=256,
+        image_scale=0.5,
+        incomplete="skip",
+        choice=Choice(),
     )
     facing = np.einsum("cj,j->c", capture.cameras["rotation"][:, 2], np.asarray(capture.view(0, 0).head.rotation)[:, 2])
     view = capture.view(0, int(np.argmin(facing)))
