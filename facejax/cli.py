@@ -552,6 +552,65 @@ class DataLightStage:
 
 
 @dataclasses.dataclass(frozen=True)
+class DataWildClip:
+    """Path trace a clip of a capture's person in the wild, with truth: another camera, motion and light."""
+
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")]
+    """Folder to write. One that holds a part of the same clip is completed."""
+    capture: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """Folder of `facejax data light-stage`, whose person is shown."""
+    light: Literal["soft", "sun", "lamp", "environment", "changing", "steady", "profile"] = "sun"
+    """`profile` is the sun on a head that turns to profile, `steady` the first moment of `changing`, held."""
+    environment: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """.hdr or .exr picture of light, for --light environment."""
+    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD=VALUE"), tyro.conf.UseAppendAction] = ()
+    """Change a field of `WildSpec`, as --set frames=24; may be given many times."""
+
+    def run(self) -> int:
+        """Runs the command; the exit status."""
+        use_compilation_cache()
+        from facejax.evaluation.wild_clips import Person, WildSpec, make_wild_clip
+        from facejax.training import override
+
+        began = time.monotonic()
+        spec = override(WildSpec(light=self.light, environment=self.environment), self.set)
+        person = Person.of_capture(self.capture)
+        with show_progress() as progress:
+            made = make_wild_clip(self.out, person, spec, progress=progress)
+        rows: list[Row] = [
+            ("frames", spec.frames, None),
+            ("in cast shadow", f"{made.shadowed.mean():.1%}", None),
+            ("minutes", (time.monotonic() - began) / 60, None),
+        ]
+        print_summary(rows, f"wild clip -> {self.out}")
+        return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class DataTestImages:
+    """Add path-traced test images under the stage's own lights to a capture of the virtual light stage."""
+
+    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")]
+    """Folder of `facejax data light-stage`."""
+    count: int = 15
+    """How many moments, each seen by all cameras; those that are there already are kept."""
+    samples: int = 256
+    """Paths per pixel."""
+
+    def run(self) -> int:
+        """Runs the command; the exit status."""
+        use_compilation_cache()
+        from facejax.evaluation.traced_stage import add_test_images
+
+        began = time.monotonic()
+        with show_progress() as progress:
+            entries = add_test_images(self.folder, self.count, samples=self.samples, progress=progress)
+        rows: list[Row] = [("entries", len(entries), None), ("minutes", (time.monotonic() - began) / 60, None)]
+        print_summary(rows, f"test images -> {self.folder}")
+        return 0
+
+
+@dataclasses.dataclass(frozen=True)
 class DataInfo:
     """Say what a capture holds, after checking that its parts are there."""
 
@@ -640,6 +699,8 @@ class Data:
 
     action: (
         Annotated[DataLightStage, tyro.conf.subcommand("light-stage")]
+        | Annotated[DataWildClip, tyro.conf.subcommand("wild-clip")]
+        | Annotated[DataTestImages, tyro.conf.subcommand("test-images")]
         | Annotated[DataInfo, tyro.conf.subcommand("info")]
         | Annotated[DataMultiface, tyro.conf.subcommand("multiface")]
     )

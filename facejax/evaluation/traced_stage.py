@@ -38,11 +38,6 @@ def is_traced(entry: Entry) -> bool:
     return entry.file.startswith(TRACED)
 
 
-def stage_spec(folder: Path | str) -> LightStageSpec:
-    """The spec of a virtual light stage's capture; `InputError` for a capture of another kind."""
-    return spec_in(LightStage(folder).facts, folder)
-
-
 def spec_in(facts: dict[str, Any], folder: Path | str) -> LightStageSpec:
     """The spec that a capture's facts tell; `InputError` where they tell none."""
     told = facts.get("spec")
@@ -76,7 +71,7 @@ def add_test_images(
         if not (stage.folder / entry.file).is_file():
             frame = tracer.frame(number, code)
             with atomic_write(stage.folder / entry.file) as path:
-                np.savez(path, **frame)
+                np.savez(path, **frame)  # type: ignore[arg-type]
         entries.append(entry)
         if progress is not None:
             progress("test images", i + 1, count)

@@ -19,10 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+from facejax.data.captures import read_facts
 from facejax.data.environments import load_environment, resize_environment
 from facejax.data.files import atomic_write
 from facejax.data.light_stage import LightStageSpec, subject_of
 from facejax.evaluation.studio import Lamp, StageStudio, sky_of, sky_of_lights
+from facejax.evaluation.traced_stage import spec_in
 from facejax.evaluation.truth_clip import Truth, TruthSpec, add_sensor_noise, truth_of
 from facejax.geometry.colour import linear_to_srgb_bytes
 from facejax.geometry.errors import InputError
@@ -114,6 +116,11 @@ class Person:
     def of(cls, spec: LightStageSpec) -> "Person":
         """The subject of captures of this spec."""
         return cls(head=subject_of(spec), skin=spec.skin, seed=spec.seed)
+
+    @classmethod
+    def of_capture(cls, folder: Path | str) -> "Person":
+        """The subject of a capture of the virtual light stage; `InputError` for a folder that is none."""
+        return cls.of(spec_in(read_facts(Path(folder)), folder))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
