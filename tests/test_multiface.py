@@ -34,7 +34,10 @@ from facejax.data.multiface import (
 from facejax.geometry.cameras import project, to_camera_frame
 from facejax.geometry.errors import InputError
 from facejax.geometry.records import Camera, Pose
+from facejax.models.deep_appearance import DeepAppearanceConfig
 from facejax.renderers.uv import rasterise_chart
+from facejax.training import find_recipe, preset_of, train
+from facejax.training.config import Machine, Run
 
 SIDE, USED, VERTICES = 76, 76 * 76, 7306
 SIZE = (512, 334)  # a quarter of the real pictures
@@ -706,3 +709,27 @@ def test_damaged_light_patterns(goliath: Path, name: str, text: str | None, mess
         path.write_text(text)
     with pytest.raises(InputError, match=message):
         goliath_light_codes(goliath, [11])
+
+
+# -- training ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_same_recipe_trains_on_it(person: Path, tmp_path: Path) -> None:
+    kind = find_recipe("deep-appearance")
+    config = preset_of(kind, "small").config
+    network = DeepAppearanceConfig(
+        n_vertices=VERTICES, texture_size=32, code=4, features=8, encoder_channels=(4, 4, 4), decoder_channels=(4,),
+        n_cameras=3,
+    )  # fmt: skip
+    told = dataclasses.replace(
+        config,
+        network=network,
+        run=Run(steps=2, batch=2),
+        machine=Machine(eval_every=0, save_every=1000, log_every=1, tensorboard="off"),
+    )
+    outcome = train(kind(told), person, tmp_path / "run")
+    assert outcome.finished
+    assert outcome.step == 2
+    # the test segment's mesh differs from the training mean by millimetres, not by metres or kilometres
+    assert 0 < outcome.scores["mean mesh (mm)"] < 20
+    assert np.isfinite(list(outcome.scores.values())).all()
