@@ -297,7 +297,7 @@ class Studio:
         self._rest_normals = vertex_normals(jnp.asarray(self.rest), faces)
         self._neighbours = edge_neighbours(faces)
         self._identity, _ = subject.init_code()
-        self._vertices = jax.jit(lambda e: subject.vertices(subject.params, self._identity, e))
+        self._vertices = jax.jit(subject.vertices)
         self._see = jax.jit(self._visibility)
         self._shoot = jax.jit(self._picture)
 
@@ -306,7 +306,7 @@ class Studio:
         expression, head = perform(self.subject, self.spec, number)
         codes = np.stack([p.code for p in patterns_of(self.spec, number)])
         weights = jnp.asarray(light_weights(codes, self.group))
-        vertices = self._vertices(expression)
+        vertices = self._vertices(self.subject.params, self._identity, expression)
         directions = jnp.matmul(jnp.asarray(self.directions), head.rotation, precision=_HIGHEST)  # in the head's frame
         visible = self._see(vertices, directions)
         shots = []
