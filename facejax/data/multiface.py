@@ -524,10 +524,10 @@ class Missing:
         """One sentence about it."""
         kind, paths = next(iter(self.files.items()))
         total, frames = sum(map(len, self.files.values())), len(self.frames)
+        number = f"{total} files of {frames} frame{'s' * (frames > 1)} are" if total > 1 else "1 file of 1 frame is"
         return InputError(
-            f"{total} file{'s' * (total > 1)} of {frames} frame{'s' * (frames > 1)} are missing from {folder}, the "
-            f"first is the {kind} {paths[0]}: download them, choose other segments or cameras, or leave such "
-            "frames out with incomplete='skip'."
+            f"{number} missing from {folder}, the first is the {kind} {paths[0]}: download what is missing, choose "
+            "other segments or cameras, or leave such frames out (incomplete='skip', or --skip-incomplete)."
         )
 
 
@@ -581,9 +581,7 @@ def read_choice(folder: Path | str) -> Choice:
 def open_capture(folder: Path | str) -> Capture:
     """The capture in a folder, whichever layout it has: facejax's own, or one person of Multiface."""
     folder = Path(folder)
-    if not (folder / "capture.json").is_file() and (folder / "KRT").is_file():
-        return Multiface(folder)
-    return LightStage(folder)
+    return Multiface(folder) if (folder / "KRT").is_file() else LightStage(folder)
 
 
 # -- helpers -----------------------------------------------------------------------------------------------------------

@@ -85,8 +85,9 @@ def survey(folder: Path, cameras: Sequence[str] | int | None = None) -> Contents
 def describe(contents: Contents) -> str:
     """What `survey` found, for a person to read."""
     missing, total = contents.missing, sum(contents.segments.values())
-    lines = [f"person {contents.person}: {contents.cameras} cameras, {len(contents.segments)} segments, {total} frames"]
-    lines += [f"  {name}: {count} frames" for name, count in contents.segments.items()]
+    counted = f"{contents.cameras} cameras, {len(contents.segments)} segments, {total} frames"
+    lines = [f"person {contents.person}: {counted}"]
+    lines += [f"  {name}: {count}" for name, count in contents.segments.items()]
     if contents.absent:
         lines.append(
             f"  {len(contents.absent)} more segments of frame_list.txt are not here ({contents.absent[0]}, ...): "
@@ -95,7 +96,7 @@ def describe(contents: Contents) -> str:
     for kind, paths in missing.files.items():
         lines.append(f"  missing: {len(paths)} x {kind}, the first {paths[0]}")
     if missing.files:
-        lines.append(f"  {len(missing.frames)} frames are incomplete: --skip-incomplete leaves them out")
+        lines.append(f"  incomplete frames: {len(missing.frames)} (--skip-incomplete leaves them out)")
     if contents.agreement is not None:
         right, turned = contents.agreement
         verdict = "mesh, pose, lens and texture fit together"
