@@ -146,7 +146,7 @@ def load_adapted(path: Path | str) -> tuple[Avatar, Fitted, dict[str, Any]]:
             f"{place.parent} holds no {AVATAR}: track a clip with an avatar first (facejax track --model)."
         )
     try:
-        with np.load(place, allow_pickle=False) as file:
+        with open(place, "rb") as stream, np.load(stream, allow_pickle=False) as file:
             facts = json.loads(str(file["facts"]))
             tree = unflatten({k: file[k] for k in file.files if k != "facts"})
         number = int(facts["format"])

@@ -56,6 +56,8 @@ class FitConfig:
     """Of the difference in time of light."""
     light_model: Literal["network", "sh", "shadowed-sh"] = "network"
     """How an avatar is lit: its lighting network, 27 numbers of spherical harmonics, or 9 bands with cast shadows."""
+    light_start: Literal["linear", "dark"] = "linear"
+    """Where an avatar's light starts: from a linear fit to a few key frames, or from darkness as in the paper."""
     changing_light: bool = False
     """Whether an avatar's light may change in a clip: a code per frame, smooth in time, instead of one."""
     adapt: bool = True

@@ -12,7 +12,7 @@ _DISAGREE_PX = 1.0  # forward and backward flow
 
 
 def dense_flow(
-    source: UInt8[np.ndarray, "h w 3"], target: UInt8[np.ndarray, "h w 3"]
+    source: UInt8[np.ndarray, "h w 3"], target: UInt8[np.ndarray, "_ _ 3"]
 ) -> tuple[Float[np.ndarray, "h w 2"], Float[np.ndarray, "h w"]]:
     """(flow, weight): what is at pixel x of the source is at x + flow in the target.
 

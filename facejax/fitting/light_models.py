@@ -4,7 +4,7 @@ Each takes a lighting code (rows of colours) and a decoded, fully lit face to a 
 """
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from facejax.renderers.shadows import shadowed_transfer
 from facejax.renderers.visibility import distant_visibility
 
 
+@runtime_checkable
 class LightModel(Protocol):
     """What adaptation needs of a way to light a face."""
 

@@ -26,12 +26,13 @@ from facejax.fitting.optimise import minimise
 from facejax.fitting.rendered_fit import (
     RenderedData,
     draw,
+    inside,
     make_textured_renderer,
     rendered_objective,
     visible_vertices,
 )
 from facejax.fitting.variables import ClipVariables, FrameVariables, put_frames, take_frames, variables_of
-from facejax.geometry.colour import linear_to_srgb_bytes
+from facejax.geometry.colour import linear_to_srgb_bytes, srgb_to_linear
 from facejax.geometry.errors import InputError
 from facejax.geometry.records import Camera, PyTree
 from facejax.models.head import HeadModel, Stage, Turn
@@ -41,6 +42,10 @@ from facejax.renderers.texture import sample_bilinear
 
 Tell = Callable[[int, int], None]
 _SAVE_EVERY_S = 10.0
+_LINEAR_FRAMES = 4
+_LINEAR_PIXELS = 1500  # of each frame
+_LINEAR_UNIT = 4.0  # of a code: a row alone at this strength is about as bright as rooms are
+_LINEAR_RIDGE = 2e-6  # a unit of code adds about 0.01 to a pixel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +158,11 @@ def adapt(
     """
     config = start.config
     ids = key[given.valid[key]]
+    if not len(ids):
+        raise InputError("Adaptation needs a key frame in which a face was found, and there is none: check the frames.")
     solved = start.unlit()
+    if config.light_start == "linear":
+        solved = linear_start(solved, given, ids)
     one = rendered_objective(solved.head, solved.lights, solved.render, solved.camera, solved.reference_px, config)
     gaps = jnp.asarray(np.maximum(np.diff(ids), 1), jnp.float32)[:, None, None]
     batch = min(config.frames_at_once, len(ids))
@@ -202,6 +211,68 @@ def adapt(
         frames = frames.replace(light=_between(np.asarray(variables["frame"].light), ids, len(frames.light)))
     tell(1, 1)
     return dataclasses.replace(solved.lit_from(variables["shared"], frames), params=variables["params"])
+
+
+def linear_start(dark: Registration, given: Pictures, ids: np.ndarray) -> Registration:
+    """The clip's light as if light added up: each row of the code lights the head alone, and a sum explains the frames.
+
+    Least squares of linear radiance over pixels that are not burnt out, on a few frames, without negative light where
+    rows are lamps. A network is only nearly linear, so this is where Adam starts; the paper starts from darkness.
+    With `config.changing_light` every key frame then gets what its own pixels say, close to the clip's.
+    """
+    config, rows = dark.config, dark.lights.rows
+    few = ids[np.linspace(0, len(ids) - 1, min(_LINEAR_FRAMES, len(ids))).astype(int)]
+    many = ids if config.changing_light else few
+
+    @jax.jit
+    def responses(params: PyTree, shared: PyTree, frame: PyTree, data: RenderedData) -> tuple[Array, Array]:
+        def under(light: Array) -> tuple[Array, Array]:
+            lit = shared.replace(code=shared.code.replace(light=light))
+            image, *_ = draw(
+                dark.head, dark.lights, dark.render, params, lit, frame, data, dark.camera, dark.reference_px
+            )
+            return image.colour, image.coverage
+
+        none, coverage = under(jnp.zeros((rows, 3)))
+        unit = _LINEAR_UNIT * jnp.eye(rows)[:, :, None] * jnp.ones(3)
+        each = jax.lax.map(lambda light: under(light)[0], unit, batch_size=config.frames_at_once)
+        return (each - none) / _LINEAR_UNIT, inside(coverage)
+
+    systems = []
+    for i in many:
+        data = dark.data(given, np.array([i]))
+        one = take_frames(data, 0)
+        basis, mask = responses(dark.params, dark.shared, take_frames(dark.frames, int(i)), one)
+        seen = np.asarray(one.picture)
+        use = (np.asarray(mask) > 0) & (np.asarray(one.ignore) < 0.5) & (seen.max(axis=-1) < 0.98)
+        where = np.flatnonzero(use)[:: max(int(use.sum()) // _LINEAR_PIXELS, 1)]
+        columns = np.asarray(basis).reshape(rows, -1, 3)[:, where].transpose(2, 1, 0)  # (colour, pixel, row)
+        systems.append((columns, srgb_to_linear(seen).reshape(-1, 3)[where].T))
+    positive = config.light_model == "network"
+    light = _least_squares(systems, np.zeros((rows, 3)), _LINEAR_RIDGE, positive)
+    frames = dark.frames
+    if config.changing_light:
+        own = np.stack([_least_squares([s], light, 10 * _LINEAR_RIDGE, positive) for s in systems])
+        frames = frames.replace(light=_between(own - light, many, len(frames.light)))
+    code = dark.shared.code.replace(light=jnp.asarray(light, jnp.float32))
+    return dark.lit_from(dark.shared.replace(code=code), frames)
+
+
+def _least_squares(
+    systems: list[tuple[np.ndarray, np.ndarray]], near: np.ndarray, ridge: float, positive: bool
+) -> Float[np.ndarray, "r 3"]:
+    """(rows, 3): per colour the light x that minimises the mean square of A x - b, plus ridge |x - near|²."""
+    from scipy.optimize import lsq_linear
+
+    found = []
+    for colour in range(3):
+        a = np.concatenate([s[0][colour] for s in systems]).astype(np.float64)
+        b = np.concatenate([s[1][colour] for s in systems]).astype(np.float64)
+        weight = np.sqrt(ridge * len(b))
+        a = np.concatenate([a, weight * np.eye(a.shape[1])])
+        b = np.concatenate([b, weight * near[:, colour]])
+        found.append(lsq_linear(a, b, bounds=(0 if positive else -np.inf, np.inf), method="bvls").x)
+    return np.stack(found, axis=1)
 
 
 def register(

@@ -102,7 +102,7 @@ def picture_loss(
 
 
 def flow_loss(
-    pixels: Float[Array, "v 2"], target: Float[Array, "v 2"], weight: Float[Array, "v"], side_px: float
+    pixels: Float[Array, "v 2"], target: Float[Array, "v 2"], weight: Float[Array, "v"], side_px: int
 ) -> Float[Array, ""]:
     """Eq. (8) of one frame: mean squared distance of projected vertices from where flow puts them.
 

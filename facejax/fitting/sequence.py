@@ -110,6 +110,14 @@ def fit_sequence(
 
     Raises InputError, in one sentence, for anything that cannot be tracked.
     """
+    if config.key_frames < 1:
+        raise InputError(
+            f"What frames share is solved on key frames: `key_frames` must be 1 or more, got {config.key_frames}."
+        )
+    if identity is not None and not any(s.data == "photometric" for s in params.stages(config.preset)):
+        raise InputError(
+            f"The head {params.name!r} is one person already: leave the identity of an earlier result out."
+        )
     clip = video if isinstance(video, Video) else open_video(video, frames)
     report = progress or (lambda stage, done, total: None)
     mask_source = load_masks(masks, clip) if isinstance(masks, str | os.PathLike) else masks

@@ -186,7 +186,7 @@ class Avatar:
 
         Gaze and lids are in the mesh, so their own numbers are zero; the light is the full one, as the texture is.
         """
-        del shared, light
+        del light
         mean, basis = params["mesh"]["mean"], params["mesh"]["basis"]
         n, count = len(mean), len(basis)
         activations = jax.vmap(lambda code: self.appearance.mesh_features(params, code))(frames.code)
@@ -202,7 +202,7 @@ class Avatar:
                 skin_mean=jnp.zeros((n, 3)),
                 skin_basis=jnp.zeros((0, n, 3)),
                 eye_weight=jnp.zeros((n, 2)),
-                eye_pivot=self.eye_pivots(params, None),  # type: ignore[arg-type]
+                eye_pivot=self.eye_pivots(params, shared),
                 eye_pivot_basis=jnp.zeros((0, 2, 3)),
                 specular=jnp.zeros(n),
                 roughness=jnp.ones(n),

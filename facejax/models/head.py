@@ -5,7 +5,7 @@ A head is a file that implements this protocol. `fit_sequence` never asks which 
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol, Self, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Array, Float
@@ -118,11 +118,11 @@ class HeadModel(Protocol):
         """Centres of the subject's (left, right) eyeball, head frame."""
         ...
 
-    def scaled(self, factor: float) -> Self:
+    def scaled(self, factor: float) -> "HeadModel":
         """The same head with every length multiplied."""
         ...
 
-    def at_points(self, points: SurfacePoints) -> Self:
+    def at_points(self, points: SurfacePoints) -> "HeadModel":
         """The same head reduced to points on its surface, each a vertex: what makes fits to points cheap."""
         ...
 

@@ -1,0 +1,126 @@
+"""The avatar as a head model, and avatars in files."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toy_avatar import CODE, GROUPS, toy_avatar
+
+from facejax.data.avatars import AVATAR, is_avatar, load_adapted, load_avatar, save_adapted
+from facejax.data.results import Fitted, derive_vertices
+from facejax.geometry.errors import InputError
+from facejax.geometry.records import Pose
+from facejax.models.avatar import STAGES, AvatarClip, AvatarFrame
+from facejax.models.deep_appearance import view_direction
+from facejax.models.head import HeadModel
+
+CODES = np.random.default_rng(5).normal(size=(3, CODE)).astype(np.float32)
+POSE = Pose(rotation=jnp.diag(jnp.array([1.0, -1.0, -1.0])), translation=jnp.array([0.0, 0.0, 0.8]))
+DARK = AvatarClip(light=jnp.zeros((GROUPS, 3)))
+
+
+def frame(code):
+    return AvatarFrame(code=jnp.asarray(code))
+
+
+def test_it_is_a_head_model():
+    assert isinstance(toy_avatar(), HeadModel)
+
+
+def test_vertices_are_those_of_the_decoder():
+    avatar = toy_avatar()
+    for code in CODES:
+        decoded = avatar.appearance.decode_vertices(avatar.params, avatar.state, jnp.asarray(code))
+        np.testing.assert_allclose(avatar.vertices(avatar.params, DARK, frame(code)), decoded, atol=2e-7)
+        moved = np.abs(np.asarray(decoded) - avatar.neutral(avatar.params, DARK)).max()
+        assert moved > 1e-4
+
+
+def test_reduced_to_points_it_gives_the_points_of_the_whole():
+    avatar = toy_avatar()
+    reduced = avatar.at_points(avatar.landmarks478)
+    whole = avatar.landmark_points(avatar.vertices(avatar.params, DARK, frame(CODES[0])))
+    np.testing.assert_allclose(reduced.vertices(reduced.params, DARK, frame(CODES[0])), whole, atol=2e-7)
+
+
+def test_as_a_morphable_head_it_has_the_same_vertices():
+    avatar = toy_avatar()
+    frames = frame(CODES[0]).replace(code=jnp.asarray(CODES))
+    head, identity, expressions, light = avatar.as_morphable(avatar.params, DARK, frames, jnp.zeros((3, GROUPS, 3)))
+    assert light.shape == (3, 9, 3)
+    derived = derive_vertices(
+        head,
+        np.asarray(head.neutral(head.params, identity)),
+        np.asarray(identity.shape),
+        np.asarray(expressions.activations),
+        np.asarray(expressions.gaze),
+    )
+    for code, vertices in zip(CODES, derived, strict=True):
+        np.testing.assert_allclose(vertices, avatar.vertices(avatar.params, DARK, frame(code)), atol=1e-6)
+
+
+def test_scaled_it_is_larger_everywhere():
+    avatar, twice = toy_avatar(), toy_avatar().scaled(2.0)
+    face = jax.jit(lambda h, p: h.decode(p, DARK, frame(CODES[1]), view_direction(POSE)), static_argnums=0)
+    one, other = face(avatar, avatar.params), face(twice, twice.params)
+    np.testing.assert_allclose(other.vertices, 2 * one.vertices, rtol=1e-6)
+    np.testing.assert_allclose(other.texture, one.texture, atol=1e-6)
+    np.testing.assert_allclose(twice.eye_pivots(None, DARK), 2 * avatar.eye_pivots(None, DARK))
+
+
+def test_an_untrained_network_shows_the_decoder_s_texture():
+    avatar = toy_avatar()
+    config = dataclasses.replace(avatar.network.config, head_scale=0.0)
+    fresh = dataclasses.replace(avatar, network=type(avatar.network)(config))
+    params = {**avatar.params, "lighting": fresh.network.init(jax.random.key(0))}
+    face = fresh.decode(params, DARK, frame(CODES[0]), view_direction(POSE))
+    lit = fresh.relit(params, face, fresh.network.full_light(), POSE)
+    np.testing.assert_allclose(lit.texture, face.texture, atol=1e-6)
+
+
+def test_full_stages_take_the_paper_s_iterations():
+    landmarks, _, adaptation, registration = STAGES["full"]
+    assert landmarks.steps == 1000
+    assert [t.steps for t in adaptation.turns] == [250, 500]
+    assert adaptation.rounds == 4
+    assert registration.steps == 1000
+
+
+def fitted(avatar):
+    return Fitted(
+        params=avatar.params,
+        shared=AvatarClip(light=jnp.ones((GROUPS, 3))),
+        frames=frame(CODES[0]).replace(code=jnp.asarray(CODES)),
+        light=np.arange(3 * GROUPS * 3, dtype=np.float32).reshape(3, GROUPS, 3),
+    )
+
+
+def test_an_adapted_avatar_comes_back_from_its_file(tmp_path):
+    avatar = toy_avatar()
+    save_adapted(tmp_path, avatar, fitted(avatar), {"light_model": "network"})
+    assert is_avatar(tmp_path)
+    back, clip, about = load_adapted(tmp_path)
+    assert about == {"light_model": "network"}
+    jax.tree.map(np.testing.assert_array_equal, back.params["lighting"], avatar.params["lighting"])
+    np.testing.assert_allclose(back.params["mesh"]["basis"], avatar.params["mesh"]["basis"], atol=1e-7)
+    np.testing.assert_array_equal(clip.frames.code, CODES)
+    np.testing.assert_allclose(clip.shared.light + clip.light, 1 + fitted(avatar).light)
+    np.testing.assert_array_equal(back.topology.faces, avatar.topology.faces)
+    assert load_avatar(tmp_path).sha256 == back.sha256
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 not a whole archive", None])
+def test_a_damaged_avatar_is_refused(tmp_path, damage):
+    avatar = toy_avatar()
+    save_adapted(tmp_path, avatar, fitted(avatar), {})
+    path = tmp_path / AVATAR
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if damage is None else damage)
+    with pytest.raises(InputError, match="is not a whole avatar"):
+        load_avatar(path)
+
+
+def test_a_checkpoint_of_another_recipe_is_no_avatar():
+    with pytest.raises(InputError, match="checkpoint of 'head-autoencoder', and an avatar is made by 'deep-lighting'"):
+        load_avatar("head-autoencoder-small")
