@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Float32, Int
 
@@ -18,6 +19,7 @@ from facejax.models.morphable import MorphableHead
 from facejax.renderers.lights import Environment, radiance_towards
 from facejax.renderers.llvm import require_llvm
 from facejax.renderers.mitsuba_bsdf import skin_bsdf_class
+from facejax.renderers.uv import fill_outside, texture_chart, texture_from
 
 _LEVELS = {"skin": 2, "eyes": 2, "teeth": 0, "gums": 0}  # teeth and gums are dense and mostly dark
 _MOST_BULGE = 0.15  # of an edge's length: at creases normals say little about the surface between
@@ -34,6 +36,8 @@ class DenseHead:
     parts: tuple[SubdividedPart, ...]
     faces: Int[np.ndarray, "t 3"]
     """Of the dense mesh."""
+    uv_corners: Float32[np.ndarray, "t 3 2"]
+    """Where the corners of the dense faces lie in the head's texture."""
     coarse_faces: Int[np.ndarray, "s 3"]
     """Of the head."""
     skin: np.ndarray
@@ -47,11 +51,14 @@ class DenseHead:
         gum = corner["gums"] & ~tooth
         kinds = {"skin": ~(eye | tooth | gum), "eyes": eye, "teeth": tooth, "gums": gum}
         named = {k: SubdividedPart.of(faces[of], _LEVELS[k]) for k, of in kinds.items() if of.any()}
+        charts = [SubdividedPart.of(np.asarray(head.topology.uv_faces)[kinds[k]], _LEVELS[k]) for k in named]
         counts = [_count(p) for p in named.values()]
         starts = np.concatenate([[0], np.cumsum(counts)])
         return cls(
             parts=tuple(named.values()),
             faces=np.concatenate([p.faces + start for p, start in zip(named.values(), starts[:-1], strict=True)]),
+            # a chart's faces are split in the same order as the surface's
+            uv_corners=np.concatenate([c.spread(head.topology.uv)[c.faces] for c in charts]),
             coarse_faces=faces,
             skin=np.repeat([k == "skin" for k in named], counts),
         )
@@ -105,6 +112,18 @@ def _arcs(part: SubdividedPart, points: np.ndarray, normals: np.ndarray) -> tupl
         p = np.concatenate([p, 0.5 * (p[i] + p[j]) + bulge])
         n = np.concatenate([n, between / np.maximum(np.linalg.norm(between, axis=1, keepdims=True), 1e-12)])
     return p, n
+
+
+def _albedo_texture(head: MorphableHead, skin: float, seed: int, size: int) -> Float32[np.ndarray, "s s 3"]:
+    """Reflectance at the texels of the head's chart; colours go on beyond its borders."""
+    chart = texture_chart(head.topology, size)
+
+    def at(values: np.ndarray) -> np.ndarray:
+        return np.einsum("nk,nk...->n...", chart.weights, np.asarray(values, np.float64)[chart.triangles])
+
+    regions = {k: at(v) for k, v in head.regions.items()}
+    look = surface_at(at(head.params.mean), regions, np.asarray(head.params.eye_pivot), skin, seed)
+    return fill_outside(np.asarray(texture_from(chart, jnp.asarray(look.albedo))), chart.covered)
 
 
 # -- the light ---------------------------------------------------------------------------------------------------------
@@ -197,9 +216,12 @@ class StageStudio:
         samples: int = 64,
         max_depth: int = 4,
         matt: bool = False,
+        texture_size: int = 512,
     ) -> None:
         """skin, seed: of the subject's looks, see `surface_at`. size: (height, width) of pictures. samples: paths per
-        pixel. max_depth: 4 is light of up to two bounces from face to face. matt: no gloss.
+        pixel. max_depth: 4 is light of up to two bounces from face to face. matt: no gloss. texture_size: side of the
+        texture of reflectance, whose stubble and freckles are finer than the mesh; 512 is what `light_stage` has for
+        textures of 256.
 
         Raises `InputError` where LLVM is missing or too old.
         """
@@ -212,19 +234,18 @@ class StageStudio:
         self.dense = DenseHead.of(subject)
         neutral = np.asarray(subject.params.mean)
         regions = {k: self.dense.spread(np.asarray(v, np.float32)) for k, v in subject.regions.items()}
-        look = surface_at(
-            self.dense.spread(neutral), regions, np.asarray(subject.params.eye_pivot), skin, seed,
-            spacing=self.dense.spacing(neutral),
-        )  # fmt: skip
+        pivots, spacing = np.asarray(subject.params.eye_pivot), self.dense.spacing(neutral)
+        look = surface_at(self.dense.spread(neutral), regions, pivots, skin, seed, spacing)
         self.height = np.where(self.dense.skin, look.height, 0)[:, None].astype(np.float32)
         n = len(self.height)
         self.bsdf = skin_bsdf_class(mi.variant())(mi.Properties())
-        self.bsdf.set_mesh(self.dense.faces, np.zeros((len(self.dense.faces), 3, 2), np.float32))
-        specular = np.zeros(n, np.float32) if matt else np.asarray(look.specular, np.float32)
+        self.bsdf.set_mesh(self.dense.faces, self.dense.uv_corners)
         self.bsdf.set_material(
-            np.asarray(look.albedo, np.float32), np.ones((1, 1, 3), np.float32), specular,
-            np.asarray(look.roughness, np.float32),
-        )  # fmt: skip
+            np.ones((n, 3), np.float32),
+            _albedo_texture(subject, skin, seed, texture_size),
+            np.zeros(n, np.float32) if matt else look.specular,
+            look.roughness,
+        )
         properties = mi.Properties()
         properties["mesh_bsdf"] = self.bsdf
         mesh = mi.Mesh("head", n, len(self.dense.faces), has_vertex_normals=True, props=properties)

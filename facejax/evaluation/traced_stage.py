@@ -110,8 +110,9 @@ class StageTracer:
                 f"{stage.topology.n_vertices} in the capture {stage.folder}: install the one that made it."
             )
         self.studio = StageStudio(
-            self.subject, skin=self.spec.skin, seed=self.spec.seed, size=stage.image_size, samples=samples
-        )
+            self.subject, skin=self.spec.skin, seed=self.spec.seed, size=stage.image_size, samples=samples,
+            texture_size=2 * stage.texture_size,
+        )  # fmt: skip
         self.chart = texture_chart(stage.topology, stage.texture_size)
         self._unwrap = jax.jit(lambda image, v, pose, camera: _unwrapped(image, v, pose, camera, stage, self.chart))
 
