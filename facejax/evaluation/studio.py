@@ -118,7 +118,7 @@ def _albedo_texture(head: MorphableHead, skin: float, seed: int, size: int) -> F
     """Reflectance at the texels of the head's chart; colours go on beyond its borders."""
     chart = texture_chart(head.topology, size)
 
-    def at(values: np.ndarray) -> np.ndarray:
+    def at(values: Any) -> np.ndarray:
         return np.einsum("nk,nk...->n...", chart.weights, np.asarray(values, np.float64)[chart.triangles])
 
     regions = {k: at(v) for k, v in head.regions.items()}
