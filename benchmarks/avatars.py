@@ -50,6 +50,22 @@ def gradient(start, given, keys) -> tuple[float, float]:
     return timed(lambda: step(start.params, start.shared, frames), repeats=5)
 
 
+def measure(label: str, start, given, keys, goal: str) -> list[Row]:
+    def quiet(done: int, total: int) -> None:
+        pass
+
+    adaptation, refinement = (s for s in STAGES["fast"] if s.data == "rendered")
+    compiling, run = gradient(start, given, keys)
+    adapting = timed(lambda: adapt(start, given, keys, adaptation, quiet).params)
+    few = keys[:8]
+    registering = timed(lambda: register(start, given, refinement, quiet, only=few).frames.code)
+    return [
+        (label + "gradient of a frame (s)", run / 4, f"compilation {compiling:.0f} s", ""),
+        (label + "adaptation of a clip (s)", adapting[1], f"the first time {adapting[0]:.0f} s", "360"),
+        (label + "step 3 (s per frame)", registering[1] / 8, f"the first time {registering[0] / 8:.1f}", goal),
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
@@ -63,23 +79,12 @@ def main() -> None:
     for size in told.sizes:
         protocol = Protocol(size=size, landmark_noise_px=1.0)
         begun, given = first_step(avatar, clip, protocol)
-        adaptation, refinement = (s for s in STAGES["fast"] if s.data == "rendered")
         keys = key_frames(np.asarray(clip.truth.rotation), np.flatnonzero(given.valid), 48)
         for model in ("network", "sh"):
             start = dataclasses.replace(
                 begun, config=dataclasses.replace(begun.config, light_model=model, texture=True)
             ).unlit()
-            compiling, run = gradient(start, given, keys)
-            label = f"{model}, {size} px: "
-            rows.append((label + "gradient of a frame (s)", run / 4, f"compilation {compiling:.0f} s", ""))
-            first, again = timed(lambda start=start: adapt(start, given, keys, adaptation, lambda a, b: None).params)
-            rows.append((label + "adaptation of a clip (s)", again, f"the first time {first:.0f} s", "360"))
-            few = keys[:8]
-            first, again = timed(
-                lambda start=start: register(start, given, refinement, lambda a, b: None, only=few).frames.code
-            )
-            goal = {128: "1", 256: "3"}.get(size, "")
-            rows.append((label + "step 3 (s per frame)", again / 8, f"the first time {first / 8:.1f}", goal))
+            rows += measure(f"{model}, {size} px: ", start, given, keys, {128: "1", 256: "3"}.get(size, ""))
     print_table("registration of an avatar", rows)
     if told.json:
         told.json.write_text(json.dumps({"machine": facts, "rows": rows}, indent=1) + "\n")
