@@ -297,5 +297,5 @@ def test_maps_that_are_no_light_are_refused(white):
 
 def test_profile_turns_to_profile():
     assert WildSpec(light="profile").performance().yaw_degrees == 60
-    assert WildSpec(light="sun", yaw_degrees=10).performance().yaw_degrees == 10
+    assert WildSpec(light="sun", yaw_degrees=10.0).performance().yaw_degrees == 10
     assert WildSpec().performance().seed >= wild_clips._HELD_OUT
