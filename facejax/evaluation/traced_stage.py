@@ -27,7 +27,6 @@ from facejax.renderers.uv import Chart, locate_texels, texture_chart, texture_fr
 TRACED = "frames/traced-"
 """How the names of path-traced entries begin."""
 
-_HELD_OUT = 100_000  # the first number of an expression that no capture has
 _PER_EXPRESSION = 3  # fully lit, one group, coloured lights of several groups
 
 Progress = Callable[[str, int, int], None]
@@ -65,7 +64,7 @@ def add_test_images(
     tracer = StageTracer(stage, samples)
     entries: list[Entry] = []
     for i in range(count):
-        number = _HELD_OUT + i // _PER_EXPRESSION
+        number = tracer.spec.expressions + i // _PER_EXPRESSION  # beyond those that the capture holds
         name, code = _pattern(tracer.spec, i)
         entry = Entry(f"{TRACED}{i:03d}.npz", expression=number, split="test", pattern=name, tracked=True)
         if not (stage.folder / entry.file).is_file():
