@@ -90,9 +90,10 @@ class DeepAppearance(Recipe[DeepAppearanceRunConfig]):
     presets: ClassVar = {
         "small": Preset(
             command="facejax train deep-appearance --preset small --data stage --out run-appearance",
-            hardware="not measured",
-            time="not measured",
-            score="not measured",
+            hardware="2 CPU cores, busy with other jobs too (load 7)",
+            time="8 min, after the capture (9 min: facejax data light-stage)",
+            score="texture error 15.5 (the mean texture: 33.4), vertex error 0.137 mm (the mean mesh: 1.291 mm), "
+            "120 test views of 30 faces",
             config=DeepAppearanceRunConfig(
                 run=Run(steps=2000, batch=8),
                 machine=Machine(eval_every=500, save_every=500, log_every=50),
@@ -311,9 +312,9 @@ def check_capture(capture: Capture, config: DeepAppearanceConfig, group: str) ->
         )
 
 
-def spread(count: int, few: int) -> np.ndarray:
+def spread(count: int, few: int) -> list[int]:
     """Up to `few` of `count` numbers, evenly spread."""
-    return np.unique(np.linspace(0, count - 1, min(few, count)).round().astype(int))
+    return np.unique(np.linspace(0, count - 1, min(few, count)).round().astype(int)).tolist()
 
 
 def square_of_255(

@@ -5,7 +5,8 @@ it is, gives mesh and fully lit texture of the expression's code; the network re
 compared with the image. Free are the network and the code of every expression. What the run leaves is an avatar:
 
     params/network, params/codes      of the lighting network; (n, z) codes by the expressions' numbers
-    state/appearance/params/decoder   of the deep appearance model, state/appearance/state its statistics
+    state/appearance/params/decoder   of the deep appearance model, float16, which halves what an avatar weighs
+    state/appearance/state            its statistics
     state/head/...                    faces, uv, uv_faces, and what else the capture tells of the mesh
 """
 
@@ -27,7 +28,13 @@ from facejax.geometry.errors import InputError
 from facejax.geometry.records import Camera, Pose, PRNGKey, PyTree
 from facejax.models import deep_appearance, lighting_network
 from facejax.models.deep_appearance import DeepAppearanceConfig, DeepAppearanceModel, view_direction
-from facejax.models.lighting_network import LightingNetwork, LightingNetworkConfig, relight, rig_pose_features
+from facejax.models.lighting_network import (
+    LightingNetwork,
+    LightingNetworkConfig,
+    lights_on_head,
+    relight,
+    rig_pose_features,
+)
 from facejax.objectives.deep_appearance import LightingWeights, lighting_terms
 from facejax.renderers.raster import rasterise
 from facejax.renderers.texture import sample_texture
@@ -49,6 +56,8 @@ _WHOLE = 0.99
 """Pixels that show the head to less than this share are not compared: their colour is partly the background's."""
 _ENCODED = 16
 """Frames that are encoded at once."""
+_BRIGHTNESS, _DIMMEST = 0.25, 0.005
+"""Mean radiance to which test images are exposed, and the least that counts: light from behind leaves a view dark."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +77,12 @@ class Lights:
     """Greatest mean radiance; between the two it is log-uniform."""
     exposure: float = 100.0
     """Largest factor of the exposure: light from behind leaves a view almost black."""
+    dimmest: float = 0.0
+    """Views of a lower mean radiance than this are exposed as if they had this much: what hardly reaches the camera by
+    one group of lights never makes a picture of its own."""
+    white: float = 0.0
+    """Pixels of at least this radiance, after exposure, only ask for as much: highlights of rims, dozens of times as
+    bright as the rest, do not drown it; 0 compares them as they are."""
     mixed: float = 0.0
     """Share of the examples that add up several entries of one expression, scaled and coloured each on its own; the
     subject must hold still between them."""
@@ -118,8 +133,12 @@ class DeepLighting(Recipe[DeepLightingConfig]):
                 run=Run(steps=10_000, batch=4),
                 machine=Machine(eval_every=2000, save_every=1000, log_every=100),
                 appearance=dataclasses.replace(deep_appearance.PRESETS["small"], n_vertices=7303),
-                lights=Lights(colour=1.6, darkest=0.1, brightest=0.5, mixed=0.75),
-                schedule=Schedule(rate=2e-3),
+                network=dataclasses.replace(
+                    lighting_network.PRESETS["small"], superposition=True, lights=460, transfer=64
+                ),
+                lights=Lights(colour=1.6, darkest=0.1, brightest=0.5, mixed=0.5),
+                # the image counts from 0 to 255, and so do gradients
+                schedule=Schedule(rate=2e-3, clip=1000.0),
                 shape="tracked",
             ),
         ),
@@ -201,9 +220,16 @@ class DeepLighting(Recipe[DeepLightingConfig]):
         with jax.ensure_compile_time_eval():  # else every texture becomes a constant of the compiled program
             arrays = self._read_avatar()
             codes = self._first_codes(arrays, data.capture)
+        head = head_arrays(data.capture)
+        if self.config.network.lights not in (0, len(head.get("light_directions", ()))):
+            raise InputError(
+                f"The capture knows the directions of {len(head.get('light_directions', ()))} lights and "
+                f"network.lights is {self.config.network.lights}: give their number, or 0 to read groups as they are."
+            )
         params = {"network": self.network.init(key), "codes": jnp.asarray(codes)}
-        decoder = {"params": {"decoder": arrays["params"]["decoder"]}, "state": arrays["state"]}
-        return params, jax.tree.map(jnp.asarray, {"appearance": decoder, "head": head_arrays(data.capture)})
+        decoder = jax.tree.map(lambda x: x.astype(np.float16), {"decoder": arrays["params"]["decoder"]})
+        avatar = {"params": decoder, "state": arrays["state"]}
+        return params, jax.tree.map(jnp.asarray, {"appearance": avatar, "head": head})
 
     def _read_avatar(self) -> PyTree:
         if not self.config.avatar:
@@ -253,9 +279,12 @@ class DeepLighting(Recipe[DeepLightingConfig]):
         """(vertices, fully lit texture, relit texture) of a code under a light as an example's camera sees them."""
         pose = Pose(rotation=example["rotation"], translation=example["translation"])
         view = view_direction(pose)
-        avatar = state["appearance"]
-        face = self.model.decode(avatar["params"], avatar["state"], code, view)
+        decoder = jax.tree.map(lambda x: x.astype(jnp.float32), state["appearance"]["params"])
+        face = self.model.decode(decoder, state["appearance"]["state"], code, view)
         features = rig_pose_features(example["head_rotation"], view)
+        if self.config.network.lights:
+            head = state["head"]
+            light = lights_on_head(light, example["head_rotation"], head["light_directions"], head["light_group"])
         maps = self.network(params["network"], light, features, face.texture)
         return face.vertices, face.texture, relight(face.texture, maps)
 
@@ -283,9 +312,11 @@ class DeepLighting(Recipe[DeepLightingConfig]):
             if self.config.shape == "tracked":
                 drawn = jax.lax.stop_gradient(jnp.where(example["tracked"], example["vertices"], vertices))
             uv, weight = self._place(state, drawn, example)
-            image = example["image"].astype(jnp.float32)
+            drawn_image, image = saturated(
+                sample_texture(texture, uv), example["image"].astype(jnp.float32), self.config.lights.white
+            )
             return lighting_terms(
-                sample_texture(texture, uv), image, weight, vertices, example["vertices"], code, known,
+                drawn_image, image, weight, vertices, example["vertices"], code, known,
                 self.config.weights,
             )  # fmt: skip
 
@@ -298,22 +329,23 @@ class DeepLighting(Recipe[DeepLightingConfig]):
     # -- evaluation ---------------------------------------------------------------------------------------------------
 
     def evaluate(self, params: PyTree, state: PyTree, batch: PyTree) -> dict[str, Float[Array, "b"]]:
-        """Errors of the relit image inside the mask, as recorded and exposed to a mean radiance of 0.25, and controls.
+        """Errors of the relit image inside the mask, as recorded, and as a camera would expose it; and controls.
 
-        Codes are the encoder's, the mesh is the decoded one. L2 is the mean squared difference where linear radiance
-        counts from 0 to 255. The controls draw the fully lit texture: with the one factor, or the factor for each
-        channel, that fits this very image best.
+        Exposed is to a mean radiance of 0.25 (of views darker than 0.005 as far as if they were not), clipped to
+        [0, 1]; the code is exposed alike. Codes of expressions are the encoder's, the mesh is the decoded one. L2 is
+        the mean squared difference where linear radiance counts from 0 to 255. The controls draw the fully lit texture:
+        with the one factor, or the factor for each channel, that fits this very image best.
         """
 
         def one(example: PyTree) -> tuple[Array, ...]:
-            exposure, lit, bright, full, weight = self._seen(params, state, example)
-            image = example["image"].astype(jnp.float32)
-            truth = exposure * image
-            w = weight[..., None]
+            exposure, lit, exposed, full, weight = self._seen(params, state, example)
+            image, w = example["image"].astype(jnp.float32), weight[..., None]
+            truth = jnp.clip(exposure * image, 0.0, 1.0)
             best = jnp.sum(w * truth * full) / jnp.maximum(jnp.sum(w * full**2), 1e-9)
             each = jnp.sum(w * truth * full, axis=(0, 1)) / jnp.maximum(jnp.sum(w * full**2, axis=(0, 1)), 1e-9)
-            exposed = [square_of_255(x[None], truth[None], weight[None])[0] for x in (bright, best * full, each * full)]
-            return (square_of_255(lit[None], image[None], weight[None])[0], *exposed)
+            shown = [jnp.clip(x, 0.0, 1.0) for x in (exposed, best * full, each * full)]
+            pairs = [(lit, image), *((x, truth) for x in shown)]
+            return tuple(square_of_255(x[None], y[None], weight[None])[0] for x, y in pairs)
 
         plain, ours, scaled, coloured = jax.vmap(one)(batch)
         return {
@@ -331,7 +363,7 @@ class DeepLighting(Recipe[DeepLightingConfig]):
         vertices, full, texture = self.relit(params, state, code, example["light"], example)
         uv, weight = self._place(state, vertices, example)
         image, w = example["image"].astype(jnp.float32), weight[..., None]
-        exposure = 0.25 / jnp.maximum(jnp.sum(w * image) / jnp.maximum(3 * jnp.sum(w), 1e-6), 0.25 / 100)
+        exposure = _BRIGHTNESS / jnp.maximum(jnp.sum(w * image) / jnp.maximum(3 * jnp.sum(w), 1e-6), _DIMMEST)
         _, _, exposed = self.relit(params, state, code, exposure * example["light"], example)
         three = sample_texture(jnp.concatenate([texture, exposed, full], axis=-1), uv)
         return exposure, three[..., :3], three[..., 3:6], three[..., 6:], weight
@@ -411,16 +443,25 @@ def mix_lights(parts: list[Example], told: Lights, rng: np.random.Generator) -> 
     scales = np.exp(rng.uniform(-1, 1, (len(parts), 3)) * np.log(told.colour))
     if len(parts) > 1:
         shares = 10.0 ** -rng.uniform(0, 1, len(parts))
-        floor = max(means) / told.exposure
-        scales *= (shares / np.maximum(means, max(floor, 1e-9)) * max(means))[:, None]
+        floor = max(max(means) / told.exposure, told.dimmest, 1e-9)
+        scales *= (shares / np.maximum(means, floor) * max(*means, floor))[:, None]
     image = sum(s.astype(np.float32) * i for s, i in zip(scales, images, strict=True))
     light = sum(s.astype(np.float32) * p["light"] for s, p in zip(scales, parts, strict=True))
     if told.brightest > 0:
         target = np.exp(rng.uniform(np.log(max(told.darkest, 1e-6)), np.log(told.brightest)))
         mean = float(image[shown].sum()) / (3 * count)  # type: ignore[index]
-        exposure = np.float32(min(target / max(mean, 1e-9), told.exposure))
+        exposure = np.float32(min(target / max(mean, told.dimmest, 1e-9), told.exposure))
         image, light = exposure * image, exposure * light
     return {"image": np.asarray(image, np.float16), "light": np.asarray(light, np.float32)}
+
+
+def saturated(
+    image: Float[Array, "h w 3"], truth: Float[Array, "h w 3"], white: float
+) -> tuple[Float[Array, "h w 3"], Float[Array, "h w 3"]]:
+    """(image, truth) where true values of `white` and more say "at least this"; as they are for a white of 0."""
+    if white <= 0:
+        return image, truth
+    return jnp.where(truth >= white, jnp.minimum(image, white), image), jnp.minimum(truth, white)
 
 
 def block_means(image: Float[np.ndarray, "h w c"], side: int) -> Float[np.ndarray, "_ _ c"]:
