@@ -19,6 +19,7 @@ from facejax.models.lighting_network import (
     GainBias,
     LightingNetwork,
     LightingNetworkConfig,
+    lights_on_head,
     pose_features,
     relight,
     rig_pose_features,
@@ -39,7 +40,7 @@ TINY = LightingNetworkConfig(
     head_channels=(),
 )
 DEEPER = dataclasses.replace(TINY, map_size=16, texture_channels=(4, 5), head_channels=(4,))
-KINDS = {"free": DEEPER, "superposition": dataclasses.replace(DEEPER, superposition=True)}
+KINDS = {"free": DEEPER, "superposition": dataclasses.replace(DEEPER, superposition=True, transfer=2)}
 
 
 def random(seed, *shape):
@@ -309,3 +310,41 @@ def test_codes_and_textures_of_another_size_are_refused():
         net(params, jnp.ones((4, 3)), POSE, TEXTURE)
     with pytest.raises(InputError, match=r"`texture` must be \(16, 16, 3\), got \(8, 8, 3\)"):
         net(params, LIGHT, POSE, TEXTURE[:8, :8])
+
+
+DIRECTIONS = np.random.default_rng(4).normal(size=(200, 3)).astype(np.float32)
+DIRECTIONS /= np.linalg.norm(DIRECTIONS, axis=1, keepdims=True)
+GROUP = np.argmax(DIRECTIONS @ DIRECTIONS[:10].T, axis=1)
+TURN = rotvec_to_matrix(jnp.array([0.2, -0.7, 0.1]))
+
+
+def on_head(code, turn=TURN):
+    return np.asarray(lights_on_head(jnp.asarray(code, jnp.float32), turn, jnp.asarray(DIRECTIONS), jnp.asarray(GROUP)))
+
+
+def test_an_even_light_is_even_from_everywhere():
+    np.testing.assert_allclose(on_head(np.ones((10, 3))), 1.0, atol=1e-5)
+
+
+def test_a_turned_head_sees_a_lamp_where_it_is():
+    for lamp in range(10):
+        code = np.zeros((10, 3))
+        code[lamp] = 1.0
+        seen = (on_head(code)[:, :1] * DIRECTIONS).sum(axis=0)
+        true = DIRECTIONS[GROUP == lamp].sum(axis=0) @ np.asarray(TURN)  # to the head's frame
+        cosine = seen @ true / np.linalg.norm(seen) / np.linalg.norm(true)
+        assert cosine > np.cos(np.radians(8))
+
+
+def test_light_on_a_head_adds_up_and_keeps_its_colours():
+    one, other = np.random.default_rng(0).uniform(size=(2, 10, 3))
+    np.testing.assert_allclose(on_head(one + 2 * other), on_head(one) + 2 * on_head(other), atol=1e-4)
+    red = on_head(one * [1, 0, 0])
+    assert not red[:, 1:].any()
+
+
+def test_a_network_of_lights_refuses_a_code_of_groups():
+    net = LightingNetwork(dataclasses.replace(TINY, lights=200))
+    params = net.init(KEY)
+    with pytest.raises(InputError, match=r"must be \(200, 3\), a colour for each light, see `lights_on_head`"):
+        net(params, jnp.ones((3, 3)), jnp.zeros(6), jnp.ones((16, 16, 3)))

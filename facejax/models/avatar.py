@@ -17,7 +17,7 @@ from facejax.geometry.records import Face, Pose, PyTree, Record, record
 from facejax.models.deep_appearance import DeepAppearanceModel, view_direction
 from facejax.models.head import Stage, Turn
 from facejax.models.landmark_names import IBUG68_FROM_MEDIAPIPE
-from facejax.models.lighting_network import LightingNetwork, relight, rig_pose_features
+from facejax.models.lighting_network import LightingNetwork, lights_on_head, relight, rig_pose_features
 from facejax.models.morphable import REGIONS, Expression, Identity, MorphableHead, MorphableParams
 
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -143,6 +143,10 @@ class Avatar:
         """
         rotation = pose.rotation if rig is None else rig
         features = rig_pose_features(rotation, view_direction(pose))
+        if self.network.config.lights:
+            assert self.light_directions is not None
+            assert self.light_group is not None
+            light = lights_on_head(light, rotation, jnp.asarray(self.light_directions), jnp.asarray(self.light_group))
         maps = self.network(params["lighting"], light, features, face.texture)
         return face.replace(texture=relight(face.texture, maps))
 

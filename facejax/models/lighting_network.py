@@ -12,11 +12,12 @@ convolutions, slopes of 0.2, average pooling, no normalisation, identity at the 
 import dataclasses
 import functools
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from facejax.geometry.errors import InputError
 from facejax.geometry.records import Pose, PRNGKey, PyTree, Record, record
@@ -39,6 +40,8 @@ class LightingNetworkConfig:
 
     groups: int = 50
     """Groups of lights; a code has three numbers for each."""
+    lights: int = 0
+    """Lights one by one, seen from the head, that are read in place of a code (`lights_on_head`); 0 as in the paper."""
     texture_size: int = 1024
     """Rows and columns of the texture that is lit."""
     map_size: int = 256
@@ -59,6 +62,8 @@ class LightingNetworkConfig:
     """Channels of the transposed convolutions of each head but the last, which has 3; each doubles the resolution."""
     head_scale: float = 0.0
     """Factor on the heads' last kernel at the start; at 0 G starts as exactly the identity: gain 1, bias 0."""
+    transfer: int = 0
+    """With `superposition`: rank of a map that every texel of the gain has for itself, see `LightingNetwork`."""
     superposition: bool = False
     """Gain and bias linear in the code by construction, as light itself is; the paper's network is not."""
     bf16: bool = False
@@ -80,6 +85,11 @@ class LightingNetworkConfig:
             raise InputError(
                 f"`texture_size` must be a multiple of `map_size`, got {self.texture_size} and {self.map_size}."
             )
+
+    @property
+    def rows(self) -> int:
+        """Of what the network reads as its light."""
+        return self.lights or self.groups
 
     @property
     def factor(self) -> int:
@@ -113,6 +123,28 @@ class GainBias(Record):
     """Linear radiance on top."""
 
 
+def lights_on_head(
+    code: Float[Array, "g 3"],
+    rotation: Float[Array, "3 3"],
+    directions: Float[Array, "d 3"],
+    group: Int[Array, "d"],
+) -> Float[Array, "d 3"]:
+    """What comes to a turned head from each of the directions, counted in its own frame, under a code.
+
+    rotation: of the head, to the frame in which lights are fixed. directions: unit, towards the lights in that frame,
+    even over the sphere; group: of each, its row of the code. Between lights is interpolated, by weights that sum to 1,
+    so an even light stays what it is. Linear in the code.
+
+    Beyond the paper, which leaves it to the network to find what a turn of the head does to fifty unknown lights: where
+    their directions are known, a head that turns sees the same light from elsewhere, and nothing else is to be learnt.
+    """
+    turned = jnp.matmul(directions, rotation.T, precision=jax.lax.Precision.HIGHEST)
+    closeness = jnp.matmul(turned, directions.T, precision=jax.lax.Precision.HIGHEST)
+    sharpness = len(directions) / 4.0  # a Gaussian about as wide as lights are apart
+    weights = jax.nn.softmax(sharpness * closeness, axis=-1)
+    return jnp.matmul(weights, code[group], precision=jax.lax.Precision.HIGHEST)
+
+
 def relight(texture: Float[Array, "h w 3"], maps: GainBias) -> Float[Array, "h w 3"]:
     """Eq. (2): the fully lit texture under the light of the maps. Not clipped: G is free to say less than no light."""
     return texture * maps.gain + maps.bias
@@ -144,7 +176,10 @@ class LightingNetwork:
     With `superposition` the code meets no bias and no activation. Each colour of it takes the same linear way, and what
     pose and texture say multiplies it at every resolution: T(a l + b m) = a T(l) + b T(m) for every colour on its own,
     so a light fitted to pictures is a linear problem, and colour needs no augmentation. The other branches are those of
-    Fig. 10; the layers that carry the gates are an addition.
+    Fig. 10; the layers that carry the gates are an addition. So is `transfer`: of itself the network makes its maps of
+    one small image by the same kernels everywhere, and learns slowly where on the face things are; a low-rank map per
+    texel, as precomputed radiance transfer has it, learns that at once and leaves the network what pose, view and
+    expression change.
 
     >>> net = LightingNetwork(LightingNetworkConfig(
     ...     groups=3, texture_size=16, map_size=8, light_features=4, pose_features=4, base_size=2, base_channels=4,
@@ -169,9 +204,10 @@ class LightingNetwork:
         Raises InputError for a code or a texture of another size than the config's.
         """
         told = self.config
-        if light.shape != (told.groups, 3):
+        if light.shape != (told.rows, 3):
+            each = "group of lights" if told.lights == 0 else "light, see `lights_on_head`"
             raise InputError(
-                f"a lighting code must be ({told.groups}, 3), a colour for each group of lights, got {light.shape}: "
+                f"a lighting code must be ({told.rows}, 3), a colour for each {each}, got {light.shape}: "
                 "wrap a batch in `jax.vmap`, or reshape a flat code group by group."
             )
         if texture.shape != (told.texture_size, told.texture_size, 3):
@@ -225,7 +261,7 @@ class _Network(nnx.Module):
         self.light = nnx.List(
             [
                 Dense(a, b, normalised=False, rngs=rngs)
-                for a, b in itertools.pairwise((3 * told.groups, told.light_features, told.light_features))
+                for a, b in itertools.pairwise((3 * told.rows, told.light_features, told.light_features))
             ]
         )
         self.join = Dense(told.light_features + told.pose_features, base * base * channels, normalised=False, rngs=rngs)
@@ -263,7 +299,7 @@ class _LinearNetwork(nnx.Module):
         base, channels, last = told.base_size, told.base_channels, told.light_channels[-1]
         wide = base * base * channels
         self.branches = _Branches(told, rngs)
-        self.light = Dense(told.groups, told.light_features, slope=1.0, normalised=False, bias=False, rngs=rngs)
+        self.light = Dense(told.rows, told.light_features, slope=1.0, normalised=False, bias=False, rngs=rngs)
         self.join = Dense(told.light_features, wide, slope=1.0, normalised=False, bias=False, rngs=rngs)
         self.join_gate = Dense(told.pose_features, wide, normalised=False, rngs=rngs)
         self.first = Convolution(
@@ -276,6 +312,10 @@ class _LinearNetwork(nnx.Module):
         self.gain = _head(last, told, rngs, linear=True)
         self.bias = _head(last, told, rngs, linear=True)
         self.base = (base, base, channels)
+        self.rank = told.transfer
+        if self.rank:
+            self.coefficients = Dense(told.rows, self.rank, slope=1.0, normalised=False, bias=False, rngs=rngs)
+            self.transfer = nnx.Param(jnp.zeros((told.map_size, told.map_size, self.rank)))
 
     def __call__(
         self, light: Float[Array, "g 3"], pose: Float[Array, "6"], texture: Float[Array, "h w 3"]
@@ -287,6 +327,8 @@ class _LinearNetwork(nnx.Module):
             context = leaky_relu(layer(context))
             gates.append(1 + context)
         join = 1 + self.join_gate(p)
+        full = light  # one lamp alone that lights a room has as many times its share as there are rows
+        light = light / math.sqrt(light.shape[0])
 
         def one_colour(code: Float[Array, "g"]) -> tuple[Array, Array]:
             x = self.first((self.join(self.light(code)) * join).reshape(self.base))
@@ -299,7 +341,9 @@ class _LinearNetwork(nnx.Module):
 
         gain, bias = jax.vmap(one_colour, in_axes=1, out_axes=2)(light)  # (h, w, colour of the code, channel)
         gain, bias = (jnp.diagonal(m, axis1=2, axis2=3) for m in (gain, bias))
-        return jnp.mean(light, axis=0) + gain, bias
+        if self.rank:
+            gain = gain + self.transfer[...] @ jax.vmap(self.coefficients, in_axes=1, out_axes=1)(light)
+        return jnp.mean(full, axis=0) + gain, bias
 
 
 def _ups(widths: tuple[int, ...], told: LightingNetworkConfig, rngs: nnx.Rngs, linear: bool = False) -> nnx.List:
