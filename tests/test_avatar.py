@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from toy_avatar import CODE, GROUPS, toy_avatar
 
+from facejax import FitConfig, fit_sequence
+from facejax.apps.avatar import how_it_fits
 from facejax.data.avatars import AVATAR, is_avatar, load_adapted, load_avatar, save_adapted
 from facejax.data.results import Fitted, derive_vertices
 from facejax.geometry.errors import InputError
@@ -124,3 +126,22 @@ def test_a_damaged_avatar_is_refused(tmp_path, damage):
 def test_a_checkpoint_of_another_recipe_is_no_avatar():
     with pytest.raises(InputError, match="checkpoint of 'head-autoencoder', and an avatar is made by 'deep-lighting'"):
         load_avatar("head-autoencoder-small")
+
+
+FRAMES = np.zeros((1, 32, 32, 3), np.uint8)
+
+
+def test_no_key_frame_is_refused():
+    with pytest.raises(InputError, match="`key_frames` must be 1 or more, got 0"):
+        fit_sequence(FRAMES, toy_avatar(), config=FitConfig(key_frames=0))
+
+
+def test_an_avatar_takes_no_identity(tmp_path):
+    with pytest.raises(InputError, match="'toy' is one person already"):
+        fit_sequence(FRAMES, toy_avatar(), identity=tmp_path)
+
+
+def test_somebody_else_s_avatar_is_called_so():
+    assert how_it_fits(1.2) == ""
+    assert how_it_fits(None) == ""
+    assert "off by 7.5 % of the eye distance" in how_it_fits(7.5)

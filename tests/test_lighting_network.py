@@ -25,6 +25,7 @@ from facejax.models.lighting_network import (
     rig_pose_features,
 )
 from facejax.objectives.deep_appearance import superposition_error
+from facejax.renderers.lights import sphere_directions
 
 KEY = jax.random.key(0)
 TINY = LightingNetworkConfig(
@@ -60,8 +61,9 @@ def weights(config):
 
 
 def starts(config):
-    """Random weights everywhere but in the heads, which are as `init` makes them."""
-    init = jax.jit(lambda key: {name: LightingNetwork(config).init(key)[name] for name in ("gain", "bias")})
+    """Random weights everywhere but in the heads and the texels' own map, which are as `init` makes them."""
+    names = ("gain", "bias", *(["transfer"] if config.transfer else []))
+    init = jax.jit(lambda key: {name: LightingNetwork(config).init(key)[name] for name in names})
     return {**weights(config), **init(KEY)}
 
 
@@ -312,9 +314,8 @@ def test_codes_and_textures_of_another_size_are_refused():
         net(params, LIGHT, POSE, TEXTURE[:8, :8])
 
 
-DIRECTIONS = np.random.default_rng(4).normal(size=(200, 3)).astype(np.float32)
-DIRECTIONS /= np.linalg.norm(DIRECTIONS, axis=1, keepdims=True)
-GROUP = np.argmax(DIRECTIONS @ DIRECTIONS[:10].T, axis=1)
+DIRECTIONS = np.asarray(sphere_directions(200), np.float32)
+GROUP = np.argmax(DIRECTIONS @ DIRECTIONS[::20].T, axis=1)
 TURN = rotvec_to_matrix(jnp.array([0.2, -0.7, 0.1]))
 
 
@@ -331,7 +332,7 @@ def test_a_turned_head_sees_a_lamp_where_it_is():
         code = np.zeros((10, 3))
         code[lamp] = 1.0
         seen = (on_head(code)[:, :1] * DIRECTIONS).sum(axis=0)
-        true = DIRECTIONS[GROUP == lamp].sum(axis=0) @ np.asarray(TURN)  # to the head's frame
+        true = DIRECTIONS[lamp == GROUP].sum(axis=0) @ np.asarray(TURN)  # to the head's frame
         cosine = seen @ true / np.linalg.norm(seen) / np.linalg.norm(true)
         assert cosine > np.cos(np.radians(8))
 

@@ -187,8 +187,8 @@ def run_method(
         "held out": measure_pictures(done, given, test, identity),
         "before step 3": measure_pictures(lit, given, test),
         "adapted to": measure_pictures(lit, given, keys[np.linspace(0, len(keys) - 1, min(24, len(keys))).astype(int)]),
-        "geometry": measure_geometry(done, clip, test),
-        "geometry of step 1": measure_geometry(begun, clip, test),
+        "geometry": measure_geometry(done, clip.truth.vertices, test),
+        "geometry of step 1": measure_geometry(begun, clip.truth.vertices, test),
         "shadowed": float(clip.shadowed[test].mean()),
         "seconds": {"adaptation": adapted - began, "registration per frame": (registered - adapted) / len(test)},
         "frames": {"adapted to": len(keys), "measured": len(test)},
@@ -217,10 +217,11 @@ def measure_pictures(
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
 
-def measure_geometry(done: Registration, clip: Clip, ids: np.ndarray) -> dict[str, float]:
-    """Errors against the truth, means over frames: vertices after the best rigid motion (mm), head rotation and gaze.
+def measure_geometry(done: Registration, truth: Float[np.ndarray, "f v 3"], ids: np.ndarray) -> dict[str, float]:
+    """Errors against true vertices (camera frame, metres), means over frames: mesh (mm), head rotation and gaze.
 
-    The avatar's mesh is the subject's, so vertices are compared one by one, in the narrow face and in regions of it.
+    The avatar's mesh is the subject's, so vertices are compared one by one after the best rigid motion, in the narrow
+    face (the whole head, where a head has no such region) and in parts of it.
     Rotation: the best rigid motion from the fitted narrow face to the true one, camera frame, so that how a decoder
     shares motion between pose and mesh does not count. Gaze: of the eyeballs against the face.
     """
@@ -230,11 +231,12 @@ def measure_geometry(done: Registration, clip: Clip, ids: np.ndarray) -> dict[st
     poses = _poses(done)
     rotation, translation = np.asarray(poses.rotation)[ids], np.asarray(poses.translation)[ids]
     face = _ids(head, "narrow_face")
+    face = face if len(face) else np.arange(head.topology.n_vertices)
     parts = {"face": face, "lips": _ids(head, "lips"), "eyes": _ids(head, "eyeballs", "iris")}
     rows = []
     for k, i in enumerate(ids):
         mine = found[k] @ rotation[k].T + translation[k]
-        true = clip.truth.vertices[i].astype(np.float64)
+        true = truth[i].astype(np.float64)
         turn, shift = rigid_motion(mine[face], true[face])
         off = np.linalg.norm(mine @ turn.T + shift - true, axis=1)
         row = {f"{name} (mm)": float(1e3 * off[part].mean()) for name, part in parts.items() if len(part)}

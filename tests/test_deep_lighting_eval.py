@@ -1,0 +1,125 @@
+"""What the tables of deep lighting adaptation are made of."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toy_avatar import CODE, GROUPS, toy_avatar
+
+from facejax.evaluation.deep_lighting import (
+    TABLES,
+    Protocol,
+    clips_in,
+    effect_size,
+    held_out_frames,
+    identity_plugin,
+    key_frames,
+    measure_geometry,
+    open_clip,
+    report,
+    rigid_motion,
+    table,
+)
+from facejax.fitting.config import FitConfig
+from facejax.fitting.registration import Registration
+from facejax.fitting.variables import ClipVariables, FrameVariables, variables_of
+from facejax.geometry.cameras import to_camera_frame
+from facejax.geometry.errors import InputError
+from facejax.geometry.records import Camera, Pose
+from facejax.geometry.rotations import rotvec_to_matrix
+from facejax.models.avatar import AvatarClip, AvatarFrame
+
+CAMERA = Camera(focal=jnp.full(2, 300.0), principal_point=jnp.full(2, 48.0))
+POSE = Pose(rotation=jnp.diag(jnp.array([1.0, -1.0, -1.0])), translation=jnp.array([0.0, 0.0, 0.8]))
+
+
+def test_a_rigid_motion_is_found_again():
+    points = np.random.default_rng(0).normal(size=(20, 3))
+    turn = np.asarray(rotvec_to_matrix(jnp.array([0.1, -0.4, 0.2])))
+    found, shift = rigid_motion(points, points @ turn.T + [1, 2, 3])
+    np.testing.assert_allclose(found, turn, atol=1e-5)
+    np.testing.assert_allclose(shift, [1, 2, 3], atol=1e-5)
+
+
+def test_held_out_frames_are_spread_and_not_all():
+    held = held_out_frames(96, 24)
+    assert len(held) == 24
+    assert held[0] < 4
+    assert held[-1] > 91
+    with pytest.raises(InputError, match="24 frames cannot be held out of a clip of 20"):
+        held_out_frames(20, 24)
+
+
+def test_key_frames_spread_over_the_turn():
+    yaw = np.concatenate([np.zeros(30), np.linspace(-0.6, 0.6, 10)])
+    rotation = np.stack([np.asarray(rotvec_to_matrix(jnp.array([0.0, y, 0.0]))) for y in yaw])
+    among = np.arange(40)
+    assert np.ptp(yaw[key_frames(rotation, among, 3)]) > 1.1
+    np.testing.assert_array_equal(key_frames(rotation, among, None), among)
+    with pytest.raises(InputError, match="needs a key frame at least"):
+        key_frames(rotation, among, 0)
+
+
+def test_effect_size_is_cohen_s():
+    np.testing.assert_allclose(effect_size([1.0, 2.0, 3.0], [3.0, 4.0, 5.0]), -2.0)
+    assert effect_size([2.0, 2.0], [1.0, 1.0]) == np.inf
+
+
+def row(method, seed, l2, clip="sun"):
+    geometry = {"face (mm)": 1.0, "rotation (degrees)": 0.5}
+    return {
+        "clip": clip, "method": method, "seed": seed, "geometry": geometry,
+        "held out": {"L2": l2, "SSIM": 0.9, "PSNR": 30.0}, "adapted to": {"L2": l2 / 2},
+    }  # fmt: skip
+
+
+def test_a_table_shows_means_and_spread_over_seeds():
+    rows = [row("ours", 0, 10.0), row("ours", 0, 30.0, "lamp"), row("ours", 1, 24.0), row("ours", 1, 24.0, "lamp")]
+    text = table(rows)
+    assert "| ours | 22.00 ± 2.8 |" in text
+    assert "CSIM" not in text
+    assert "| ours | 17.00 ± 9.9 |" in table(rows, ["sun"])
+
+
+@pytest.fixture
+def exact():
+    """A registration of two frames, and true vertices: the same."""
+    avatar = toy_avatar()
+    codes = np.random.default_rng(0).normal(size=(2, CODE)).astype(np.float32)
+    shared = AvatarClip(light=jnp.zeros((GROUPS, 3)))
+    faces = [avatar.vertices(avatar.params, shared, AvatarFrame(code=jnp.asarray(c))) for c in codes]
+    variables = variables_of(POSE, CAMERA, 24.0)
+    frames = FrameVariables(
+        pose=variables.replace(**{k: np.stack([v, v]) for k, v in vars(variables).items()}),
+        code=AvatarFrame(code=jnp.zeros(CODE)).replace(code=codes),
+        light=np.zeros((2, GROUPS, 3), np.float32),
+    )
+    clip_variables = ClipVariables(code=shared, log_focal=jnp.log(CAMERA.focal[0]))
+    done = Registration(avatar, avatar.params, clip_variables, frames, CAMERA, 24.0, FitConfig())
+    seen = np.stack([np.asarray(to_camera_frame(v, POSE)) for v in faces])
+
+    return done, seen
+
+
+def test_the_truth_has_no_error_and_a_turn_is_a_turn(exact):
+    done, truth = exact
+    errors = measure_geometry(done, truth, np.arange(2))
+    assert max(errors.values()) < 0.05
+    turned = done.frames.pose.turn + np.array([0.0, np.radians(2.0), 0.0], np.float32)
+    off = dataclasses.replace(done, frames=done.frames.replace(pose=done.frames.pose.replace(turn=turned)))
+    errors = measure_geometry(off, truth, np.arange(2))
+    np.testing.assert_allclose(errors["rotation (degrees)"], 2.0, atol=0.05)
+    assert errors["face (mm)"] < 0.05  # a rigid error is the rotation's, not the mesh's
+    assert errors["gaze (degrees)"] < 0.1
+
+
+def test_what_is_no_clip_and_no_table_is_refused(tmp_path):
+    with pytest.raises(InputError, match="no clips with truth"):
+        clips_in(tmp_path)
+    with pytest.raises(InputError, match="it lacks frames"):
+        open_clip(tmp_path)
+    with pytest.raises(InputError, match=f"Tables are {', '.join(TABLES)}, and 3 was asked for"):
+        report(toy_avatar(), [], tmp_path, Protocol(), ["3"])
+    with pytest.raises(InputError, match="cannot be imported"):
+        identity_plugin("no_such_module:likeness")
