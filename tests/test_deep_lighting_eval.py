@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from toy_avatar import CODE, GROUPS, toy_avatar
+from toy_head import toy_head
 
 from facejax.evaluation.deep_lighting import (
     TABLES,
@@ -85,7 +86,8 @@ def test_a_table_shows_means_and_spread_over_seeds():
 @pytest.fixture
 def exact():
     """A registration of two frames, and true vertices: the same."""
-    avatar = toy_avatar()
+    eyes = np.asarray(toy_head().params.eye_weight).max(axis=1)
+    avatar = dataclasses.replace(toy_avatar(), regions={**toy_avatar().regions, "eyeballs": eyes})
     codes = np.random.default_rng(0).normal(size=(2, CODE)).astype(np.float32)
     shared = AvatarClip(light=jnp.zeros((GROUPS, 3)))
     faces = [avatar.vertices(avatar.params, shared, AvatarFrame(code=jnp.asarray(c))) for c in codes]
