@@ -42,6 +42,7 @@ from facejax.renderers.texture import sample_bilinear
 
 Tell = Callable[[int, int], None]
 _SAVE_EVERY_S = 10.0
+_ROOM = 128  # key frames that arrays have room for, or a multiple
 _LINEAR_FRAMES = 4
 _LINEAR_PIXELS = 1500  # of each frame
 _LINEAR_UNIT = 4.0  # of a code: a row alone at this strength is about as bright as rooms are
@@ -164,16 +165,19 @@ def adapt(
     if config.light_start == "linear":
         solved = linear_start(solved, given, ids)
     one = rendered_objective(solved.head, solved.lights, solved.render, solved.camera, solved.reference_px, config)
-    gaps = jnp.asarray(np.maximum(np.diff(ids), 1), jnp.float32)[:, None, None]
-    batch = min(config.frames_at_once, len(ids))
+    # Any number of key frames fills the same arrays, so that another number compiles nothing anew.
+    room = -(-len(ids) // _ROOM) * _ROOM
+    rows = ids[np.minimum(np.arange(room), len(ids) - 1)]
+    closeness = np.zeros((room - 1, 1, 1), np.float32)
+    closeness[: len(ids) - 1, 0, 0] = 1 / np.maximum(np.diff(ids), 1)
 
-    def loss(v: PyTree, drawn: Array, data: RenderedData, first: PyTree) -> Array:
+    def loss(v: PyTree, drawn: Array, data: RenderedData, first: PyTree, near: Array) -> Array:
         frames, seen = take_frames(v["frame"], drawn), take_frames(data, drawn)
         each = jax.vmap(lambda f, d: one(v["params"], v["shared"], f, d, False))(frames, seen)
         total = jnp.mean(each)
         if config.changing_light:
             light = v["frame"].light
-            total += config.change_weight * jnp.sum(jnp.diff(light, axis=0) ** 2 / gaps) / max(len(ids), 1)
+            total += config.change_weight * jnp.sum(near * jnp.diff(light, axis=0) ** 2) / (1 + jnp.sum(near > 0))
             total += 1e-3 * jnp.mean(light**2)  # what all frames share belongs to the clip's light
         if config.network_prior > 0:
             moved = jax.tree_util.tree_map(lambda a, b: jnp.sum((a - b) ** 2), v["params"], first)
@@ -181,17 +185,16 @@ def adapt(
         return total
 
     @functools.partial(jax.jit, static_argnames="turn")
-    def take_turn(variables: PyTree, data: RenderedData, first: PyTree, random: Array, turn: Turn) -> Any:
-        draws = jax.vmap(lambda k: jax.random.choice(k, len(ids), (batch,), replace=False))(
-            jax.random.split(random, turn.steps)
-        )
+    def take_turn(
+        variables: PyTree, data: RenderedData, first: PyTree, near: Array, draws: Array, turn: Turn
+    ) -> tuple[PyTree, Array]:
         return minimise(
-            lambda v, drawn: loss(v, drawn, data, first), variables, turn.free, steps=turn.steps, rate=turn.rate,
+            lambda v, drawn: loss(v, drawn, data, first, near), variables, turn.free, steps=turn.steps, rate=turn.rate,
             draws=draws,
         )  # fmt: skip
 
-    data = solved.data(given, ids)
-    variables = {"params": solved.params, "shared": solved.shared, "frame": take_frames(solved.frames, ids)}
+    data = take_frames(solved.data(given, ids), np.minimum(np.arange(room), len(ids) - 1))
+    variables = {"params": solved.params, "shared": solved.shared, "frame": take_frames(solved.frames, rows)}
     kept = keep.load(f"{name}-rounds", variables) if keep else None
     done = int(kept[1]["done"]) if kept else 0
     if kept:
@@ -200,17 +203,27 @@ def adapt(
     for number in range(done, stage.rounds):
         for place, turn in enumerate(turns):
             tell(number * len(turns) + place, stage.rounds * len(turns))
-            random = jax.random.fold_in(jax.random.key(config.seed), number * len(turns) + place)
-            variables, _ = take_turn(variables, data, start.params, random, turn)
+            draws = _draws(len(ids), config, turn.steps, number * len(turns) + place)
+            variables, _ = take_turn(variables, data, start.params, jnp.asarray(closeness), draws, turn)
         jax.block_until_ready(variables)
         if keep:
             keep.save(f"{name}-rounds", variables, done=number + 1)
-    frames = jax.tree_util.tree_map(np.array, solved.frames)
-    put_frames(frames, ids, variables["frame"])
+    frames, fitted = jax.tree_util.tree_map(np.array, solved.frames), take_frames(variables["frame"], slice(len(ids)))
+    put_frames(frames, ids, fitted)
     if config.changing_light and len(ids) > 1:
-        frames = frames.replace(light=_between(np.asarray(variables["frame"].light), ids, len(frames.light)))
+        frames = frames.replace(light=_between(np.asarray(fitted.light), ids, len(frames.light)))
     tell(1, 1)
     return dataclasses.replace(solved.lit_from(variables["shared"], frames), params=variables["params"])
+
+
+def _draws(count: int, config: FitConfig, steps: int, turn: int) -> Array:
+    """(steps, b) which of `count` key frames each step of a turn looks at: by lot, or all of them."""
+    random = np.random.default_rng([config.seed, turn])
+    if config.frames_at_once >= count:
+        every = np.arange(max(config.frames_at_once, 1)) % count if count < config.frames_at_once else np.arange(count)
+        return jnp.asarray(np.tile(every, (steps, 1)), jnp.int32)
+    lots = [random.choice(count, config.frames_at_once, replace=False) for _ in range(steps)]
+    return jnp.asarray(np.stack(lots), jnp.int32)
 
 
 def linear_start(dark: Registration, given: Pictures, ids: np.ndarray) -> Registration:
