@@ -126,11 +126,12 @@ class DeepLighting(Recipe[DeepLightingConfig]):
         "small": Preset(
             command="facejax train deep-lighting --preset small --data stage --set avatar=run-appearance "
             "--out run-light",
-            hardware="not measured",
-            time="not measured",
-            score="not measured",
+            hardware="2 CPU cores, busy with other jobs too (load 4 to 8)",
+            time="29 min, after the capture and the decoder",
+            score="exposed image error 264, 26.2 dB (fully lit texture at its best exposure: 2058, 19.3 dB), 480 test "
+            "views of 30 faces under one group of lights or all",
             config=DeepLightingConfig(
-                run=Run(steps=10_000, batch=4),
+                run=Run(steps=5000, batch=4),
                 machine=Machine(eval_every=2000, save_every=1000, log_every=100),
                 appearance=dataclasses.replace(deep_appearance.PRESETS["small"], n_vertices=7303),
                 network=dataclasses.replace(
