@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+# Most of the suite's time is compilation, and little of it is spent in what was compiled: LLVM need not try hard.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
 import jax
 import pytest
 

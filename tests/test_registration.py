@@ -164,7 +164,7 @@ def clip():
     avatar, count = toy_avatar(), 4
     random = np.random.default_rng(1)
     codes = random.normal(size=(count, CODE)).astype(np.float32)
-    shared = AvatarClip(light=jnp.asarray(random.uniform(0.3, 1.0, (GROUPS, 3)), jnp.float32))
+    shared = AvatarClip(light=jnp.asarray(random.uniform(1.0, 3.0, (GROUPS, 3)), jnp.float32))
     render = make_textured_renderer(avatar.topology, (SIDE, SIDE))
 
     @jax.jit
@@ -217,10 +217,10 @@ def quiet(done, total):
 def test_the_truth_has_almost_no_loss_and_gradients_are_differences(clip):
     start, given, _ = clip
     start = with_config(start, code_weight=0.0, laplacian_weight=0.0)
-    assert loss_of(start, given, KEY) < 1.0  # rounding to 8 bits
+    assert loss_of(start, given, KEY) < 2.0  # rounding to 8 bits, and radiance below 0
     one = rendered_objective(start.head, start.lights, start.render, start.camera, start.reference_px, start.config)
     data = take_frames(start.data(given, KEY), 0)
-    frame = take_frames(start.frames, 0)
+    frame = jax.tree.map(jnp.asarray, take_frames(start.frames, 0))
     dark = start.shared.replace(code=AvatarClip(light=0.8 * start.shared.code.light))
 
     def loss(code):

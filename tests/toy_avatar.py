@@ -40,7 +40,7 @@ def toy_avatar() -> Avatar:
             light_channels=(8,),
             texture_channels=(8,),
             head_channels=(),
-            head_scale=1.0,
+            head_scale=0.2,
         )
     )
     params, state = appearance.init(jax.random.key(1))

@@ -22,7 +22,7 @@ from facejax.fitting.config import FitConfig
 from facejax.fitting.crops import crop_image, key_frame_images
 from facejax.fitting.flow import dense_flow
 from facejax.fitting.light_models import LightModel, light_model
-from facejax.fitting.optimise import minimise
+from facejax.fitting.optimise import stepwise
 from facejax.fitting.rendered_fit import (
     RenderedData,
     draw,
@@ -151,7 +151,7 @@ def adapt(
     keep: Checkpoint | None = None,
     name: str = "adaptation",
 ) -> Registration:
-    """Algorithm 1 (eq. 7) on the key frames `key`: each turn a scan, `stage.rounds` times over.
+    """Algorithm 1 (eq. 7) on the key frames `key`: each turn a descent, `stage.rounds` times over.
 
     At each step `config.frames_at_once` key frames are drawn by lot; with as many as there are, it is all of them, as
     in the paper. With `config.changing_light` frames have lights of their own, smooth in time, and those between key
@@ -184,15 +184,6 @@ def adapt(
             total += config.network_prior * sum(jax.tree_util.tree_leaves(moved))
         return total
 
-    @functools.partial(jax.jit, static_argnames="turn")
-    def take_turn(
-        variables: PyTree, data: RenderedData, first: PyTree, near: Array, draws: Array, turn: Turn
-    ) -> tuple[PyTree, Array]:
-        return minimise(
-            lambda v, drawn: loss(v, drawn, data, first, near), variables, turn.free, steps=turn.steps, rate=turn.rate,
-            draws=draws,
-        )  # fmt: skip
-
     data = take_frames(solved.data(given, ids), np.minimum(np.arange(room), len(ids) - 1))
     variables = {"params": solved.params, "shared": solved.shared, "frame": take_frames(solved.frames, rows)}
     kept = keep.load(f"{name}-rounds", variables) if keep else None
@@ -200,11 +191,13 @@ def adapt(
     if kept:
         variables = jax.tree_util.tree_map(jnp.asarray, kept[0])
     turns = tuple(t for t in (_allowed(turn, config) for turn in stage.turns) if t.free and t.steps)
+    runs = [stepwise(loss, turn.free, steps=turn.steps, rate=turn.rate) for turn in turns]
+    near = jnp.asarray(closeness)
     for number in range(done, stage.rounds):
-        for place, turn in enumerate(turns):
+        for place, (turn, run) in enumerate(zip(turns, runs, strict=True)):
             tell(number * len(turns) + place, stage.rounds * len(turns))
             draws = _draws(len(ids), config, turn.steps, number * len(turns) + place)
-            variables, _ = take_turn(variables, data, start.params, jnp.asarray(closeness), draws, turn)
+            variables = run(variables, draws, data, start.params, near)
         jax.block_until_ready(variables)
         if keep:
             keep.save(f"{name}-rounds", variables, done=number + 1)
@@ -307,13 +300,12 @@ def register(
     one = rendered_objective(start.head, start.lights, start.render, start.camera, start.reference_px, config)
     see = _seen_by(start)
 
-    @jax.jit
-    def solve(params: PyTree, shared: PyTree, frames: PyTree, data: RenderedData) -> Any:
-        def loss(v: PyTree) -> Array:  # a sum: Adam takes every number on its own, so frames do not meet
-            return jnp.sum(jax.vmap(lambda f, d: one(params, shared, f, d, True))(v["frame"], data))
+    def loss(v: PyTree, drawn: Array, params: PyTree, shared: PyTree, data: RenderedData) -> Array:
+        del drawn  # a sum over all: Adam takes every number on its own, so frames do not meet
+        return jnp.sum(jax.vmap(lambda f, d: one(params, shared, f, d, True))(v["frame"], data))
 
-        return minimise(loss, {"frame": frames}, stage.free, steps=stage.steps, rate=stage.rate)
-
+    solve = stepwise(loss, stage.free, steps=stage.steps, rate=stage.rate)
+    all_of_them = jnp.zeros((stage.steps, 1), jnp.int32)
     frames = jax.tree_util.tree_map(np.array, start.frames)
     kept = keep.load(f"{name}-frames", frames) if keep else None
     done = int(kept[1]["done"]) if kept else 0
@@ -327,7 +319,7 @@ def register(
         data = current.data(given, ids)
         if config.flow_weight > 0:
             data = _with_flow(data, *see(start.params, start.shared, take_frames(frames, ids), data))
-        solved, _ = solve(start.params, start.shared, take_frames(frames, ids), data)
+        solved = solve({"frame": take_frames(frames, ids)}, all_of_them, start.params, start.shared, data)
         fresh = np.arange(min(batch, total - first))
         put_frames(frames, ids[fresh], take_frames(solved["frame"], fresh))
         if keep and time.monotonic() - saved > _SAVE_EVERY_S:
