@@ -172,7 +172,11 @@ def clip():
         pose = Pose(rotation=rotvec_to_matrix(turn) @ UPRIGHT, translation=jnp.array([0.0, 0.0, 0.8]))
         face = avatar.decode(avatar.params, shared, AvatarFrame(code=code), view_direction(pose))
         image = render(avatar.relit(avatar.params, face, shared.light, pose), jnp.zeros((1, 3)), pose, CAMERA)
-        return image.colour, variables_of(pose, CAMERA, SIDE / 4.0), project(to_camera_frame(face.vertices, pose), CAMERA)
+        return (
+            image.colour,
+            variables_of(pose, CAMERA, SIDE / 4.0),
+            project(to_camera_frame(face.vertices, pose), CAMERA),
+        )
 
     made = [one(codes[k], jnp.array([0.0, 0.1 * (k - 1.5), 0.0])) for k in range(count)]
     frames = np.stack([linear_to_srgb_bytes(np.asarray(m[0])) for m in made])
@@ -281,9 +285,7 @@ def test_true_flow_alone_brings_vertices_home(clip):
     ids = np.array([0, 2])
     moved = start.frames.pose.replace(anchor=start.frames.pose.anchor + np.float32(0.1))
     begun = start.lit_from(start.shared, start.frames.replace(pose=moved))
-    data = begun.data(given, ids).replace(
-        target=jnp.asarray(pixels[ids]), target_weight=jnp.ones((2, pixels.shape[1]))
-    )
+    data = begun.data(given, ids).replace(target=jnp.asarray(pixels[ids]), target_weight=jnp.ones((2, pixels.shape[1])))
 
     def off(frames, weight):
         config = dataclasses.replace(start.config, flow_weight=weight, code_weight=0.0)

@@ -44,7 +44,7 @@ def _stages(
 
 
 STAGES: Mapping[str, tuple[Stage, ...]] = {
-    "fast": _stages(landmark=150, light=30, network=60, refine=30, light_rate=5.0, refine_rate=0.4),
+    "fast": _stages(landmark=150, light=30, network=60, refine=30, light_rate=5.0, refine_rate=1.2),
     "full": _stages(landmark=1000, light=250, network=500, refine=1000, light_rate=0.5, refine_rate=0.4),
 }
 """`full` takes as many iterations as the paper and its rates for light and network; `fast` few, with a bolder light.
