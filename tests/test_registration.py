@@ -268,7 +268,7 @@ def test_a_changing_light_has_a_code_per_frame_and_is_continued_between(clip):
 
 
 def test_registration_moves_the_chosen_frames_towards_the_truth(clip):
-    start, given, pixels = clip
+    start, given, _ = clip
     off = start.frames.pose.turn + np.array([0.0, 0.06, 0.0], np.float32)
     begun = start.lit_from(start.shared, start.frames.replace(pose=start.frames.pose.replace(turn=off)))
     stage = Stage("registration", "rendered", "all", ("frame.pose", "frame.code"), steps=25, rate=0.5)
