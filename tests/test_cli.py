@@ -116,6 +116,8 @@ def test_track_passes_its_defaults_on(calls, capsys):
         "size": 256,
         "frames": None,
         "preset": "fast",
+        "light_model": "network",
+        "changing_light": False,
         "renders": False,
         "resume": False,
     }
@@ -128,7 +130,7 @@ def test_track_passes_its_defaults_on(calls, capsys):
 def test_track_passes_every_option_on(calls):
     line = (
         "track a.mp4 --out b --model ict-facekit --landmarks l.npz --intrinsics 900,910.5,320,240 --masks m "
-        "--identity i --face 1 --ipd-mm 63 --size 128 --frames 10:20 --preset full --renders --resume"
+        "--identity i --face 1 --ipd-mm 63 --size 128 --frames 10:20 --preset full --light sh --changing-light --renders --resume"
     )
     assert cli.main(line.split()) == 0
     options = calls[0][2]
@@ -144,6 +146,8 @@ def test_track_passes_every_option_on(calls):
         "size": 128,
         "frames": (10, 20),
         "preset": "full",
+        "light_model": "sh",
+        "changing_light": True,
         "renders": True,
         "resume": True,
     }

@@ -32,7 +32,7 @@ AVATAR_FILES = (AVATAR, "avatar.mp4", "avatar.png")
 
 Progress = Callable[[str, int, int], None]
 _PANELS = ("input", "relit avatar", "fully lit avatar")
-_FITS_PERCENT = 3.0  # inner face error above which the avatar is said not to fit
+_FITS_PERCENT = 6.0  # inner face error above which the avatar is said not to fit
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
