@@ -130,7 +130,8 @@ def test_track_passes_its_defaults_on(calls, capsys):
 def test_track_passes_every_option_on(calls):
     line = (
         "track a.mp4 --out b --model ict-facekit --landmarks l.npz --intrinsics 900,910.5,320,240 --masks m "
-        "--identity i --face 1 --ipd-mm 63 --size 128 --frames 10:20 --preset full --light sh --changing-light --renders --resume"
+        "--identity i --face 1 --ipd-mm 63 --size 128 --frames 10:20 --preset full "
+        "--light sh --changing-light --renders --resume"
     )
     assert cli.main(line.split()) == 0
     options = calls[0][2]
