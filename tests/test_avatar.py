@@ -92,7 +92,7 @@ def test_full_stages_take_the_paper_s_iterations():
 
 def fitted(avatar):
     return Fitted(
-        params=avatar.params,
+        params={**avatar.params, "lighting": jax.tree.map(lambda x: x + 0.5, avatar.params["lighting"])},
         shared=AvatarClip(light=jnp.ones((GROUPS, 3))),
         frames=frame(CODES[0]).replace(code=jnp.asarray(CODES)),
         light=np.arange(3 * GROUPS * 3, dtype=np.float32).reshape(3, GROUPS, 3),
@@ -106,6 +106,7 @@ def test_an_adapted_avatar_comes_back_from_its_file(tmp_path):
     back, clip, about = load_adapted(tmp_path)
     assert about == {"light_model": "network"}
     jax.tree.map(np.testing.assert_array_equal, back.params["lighting"], avatar.params["lighting"])
+    jax.tree.map(np.testing.assert_array_equal, clip.params["lighting"], fitted(avatar).params["lighting"])
     np.testing.assert_allclose(back.params["mesh"]["basis"], avatar.params["mesh"]["basis"], atol=1e-7)
     np.testing.assert_array_equal(clip.frames.code, CODES)
     np.testing.assert_allclose(clip.shared.light + clip.light, 1 + fitted(avatar).light)

@@ -83,13 +83,15 @@ class AvatarView:
     ) -> Float32[np.ndarray, "h w 4"]:
         """Linear radiance, premultiplied by the coverage in the fourth channel.
 
-        code: of the light; None is the clip's own.
+        code: of the light; None is the clip's own, under which the lighting network is the adapted one. Under others it
+        is as it was trained: what adaptation learnt holds for the clip alone.
         """
         own = self.fitted.shared.light + self.fitted.light[frame]
         draw = _drawer(self, size, own=code is None)
         frames = jax.tree_util.tree_map(lambda x: x[frame], self.fitted.frames)
         light = own if code is None else jnp.asarray(code, jnp.float32)
-        return np.array(draw(self.fitted.params, frames, light, pose, camera), np.float32)
+        params = self.fitted.params if code is None else self.avatar.params
+        return np.array(draw(params, frames, light, pose, camera), np.float32)
 
 
 @functools.lru_cache(maxsize=4)

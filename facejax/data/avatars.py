@@ -102,7 +102,8 @@ def avatar_from(
 
 
 def save_adapted(folder: Path | str, avatar: Avatar, fitted: Fitted, about: dict[str, Any]) -> None:
-    """Write `avatar.npz` into a clip's folder: the adapted avatar, every frame's code and light; whole or not at all.
+    """Write `avatar.npz` into a clip's folder: the avatar, its lighting network as trained and as adapted to the clip,
+    every frame's code and light; whole or not at all.
 
     about: how it was fitted, such as the light model.
     """
@@ -110,6 +111,7 @@ def save_adapted(folder: Path | str, avatar: Avatar, fitted: Fitted, about: dict
     held = {
         "decoder": fitted.params["decoder"],
         "lighting": fitted.params["lighting"],
+        "trained": avatar.params["lighting"],
         "state": avatar.state,
         "head": {
             "faces": avatar.topology.faces,
@@ -138,7 +140,7 @@ def save_adapted(folder: Path | str, avatar: Avatar, fitted: Fitted, about: dict
 
 
 def load_adapted(path: Path | str) -> tuple[Avatar, Fitted, dict[str, Any]]:
-    """(avatar, fit, about) of `avatar.npz`, or of the folder with it. Raises `InputError` for a damaged one."""
+    """(avatar as trained, fit, about) of `avatar.npz`, or of the folder with it; `InputError` for a damaged one."""
     place = Path(path).expanduser()
     place = place / AVATAR if place.is_dir() else place
     if not place.is_file():
@@ -150,7 +152,8 @@ def load_adapted(path: Path | str) -> tuple[Avatar, Fitted, dict[str, Any]]:
             facts = json.loads(str(file["facts"]))
             tree = unflatten({k: file[k] for k in file.files if k != "facts"})
         number = int(facts["format"])
-        parts = {k: tree[k] for k in ("decoder", "state", "lighting", "head")}
+        parts = {k: tree[k] for k in ("decoder", "state", "head")} | {"lighting": tree["trained"]}
+        adapted = _float32(tree["lighting"])
         code, light = tree["clip"]["code"], tree["clip"]["light"]
     except (OSError, EOFError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise InputError(f"{place} is not a whole avatar ({error}): track the clip again.") from error
@@ -158,7 +161,7 @@ def load_adapted(path: Path | str) -> tuple[Avatar, Fitted, dict[str, Any]]:
         raise InputError(f"{place} is of format {number}, newer than this facejax reads ({_FORMAT}): upgrade facejax.")
     avatar = avatar_from(facts["name"], facts["appearance"], facts["network"], **parts)
     fitted = Fitted(
-        params=avatar.params,
+        params={**avatar.params, "lighting": adapted},
         shared=AvatarClip(light=jnp.zeros(light.shape[1:])),
         frames=AvatarFrame(code=jnp.zeros(code.shape[1:])).replace(code=jnp.asarray(code)),
         light=jnp.asarray(light),
