@@ -289,6 +289,7 @@ def test_maps_that_are_no_light_are_refused(white):
     studio, _, intrinsics = white
     with pytest.raises(InputError, match="nowhere negative"):
         studio.lit_by(np.full((65, 128, 3), -1, np.float32))
+    studio.lit_by(np.ones((65, 128, 3), np.float32))
     with pytest.raises(InputError, match="one size"):
         studio.lit_by(np.ones((33, 64, 3), np.float32))
     with pytest.raises(InputError, match="square pixels"):

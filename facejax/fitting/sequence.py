@@ -55,6 +55,7 @@ from facejax.geometry.meshes import SurfacePoints
 from facejax.geometry.records import Camera, Pose, PyTree
 from facejax.geometry.rotations import nearest_rotation
 from facejax.models.head import HeadModel, Stage
+from facejax.models.morphable import Identity
 from facejax.objectives.landmarks import face_radius_px
 from facejax.objectives.temporal import change
 from facejax.renderers.deferred import light_bases, make_renderer
@@ -114,7 +115,7 @@ def fit_sequence(
         raise InputError(
             f"What frames share is solved on key frames: `key_frames` must be 1 or more, got {config.key_frames}."
         )
-    if identity is not None and not any(s.data == "photometric" for s in params.stages(config.preset)):
+    if identity is not None and not isinstance(params.init_code()[0], Identity):
         raise InputError(
             f"The head {params.name!r} is one person already: leave the identity of an earlier result out."
         )
