@@ -19,7 +19,6 @@ from facejax.evaluation.deep_lighting import (
     measure_geometry,
     open_clip,
     report,
-    rigid_motion,
     table,
 )
 from facejax.fitting.config import FitConfig
@@ -30,6 +29,7 @@ from facejax.geometry.errors import InputError
 from facejax.geometry.records import Camera, Pose
 from facejax.geometry.rotations import rotvec_to_matrix
 from facejax.models.avatar import AvatarClip, AvatarFrame
+from facejax.objectives.metrics import similarity_align
 
 CAMERA = Camera(focal=jnp.full(2, 300.0), principal_point=jnp.full(2, 48.0))
 POSE = Pose(rotation=jnp.diag(jnp.array([1.0, -1.0, -1.0])), translation=jnp.array([0.0, 0.0, 0.8]))
@@ -38,9 +38,9 @@ POSE = Pose(rotation=jnp.diag(jnp.array([1.0, -1.0, -1.0])), translation=jnp.arr
 def test_a_rigid_motion_is_found_again():
     points = np.random.default_rng(0).normal(size=(20, 3))
     turn = np.asarray(rotvec_to_matrix(jnp.array([0.1, -0.4, 0.2])))
-    found, shift = rigid_motion(points, points @ turn.T + [1, 2, 3])
-    np.testing.assert_allclose(found, turn, atol=1e-5)
-    np.testing.assert_allclose(shift, [1, 2, 3], atol=1e-5)
+    found = similarity_align(points, points @ turn.T + [1, 2, 3], with_scale=False)
+    np.testing.assert_allclose(found.rotation, turn, atol=1e-5)
+    np.testing.assert_allclose(found.translation, [1, 2, 3], atol=1e-5)
 
 
 def test_held_out_frames_are_spread_and_not_all():

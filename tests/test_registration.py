@@ -18,7 +18,6 @@ from facejax.fitting.rendered_fit import (
     flow_loss,
     inside,
     laplacian,
-    make_textured_renderer,
     picture_loss,
     rendered_objective,
 )
@@ -31,6 +30,7 @@ from facejax.geometry.rotations import rotvec_to_matrix
 from facejax.models.avatar import AvatarClip, AvatarFrame
 from facejax.models.deep_appearance import view_direction
 from facejax.models.head import Stage, Turn
+from facejax.renderers.textured import make_textured_renderer
 
 SIDE = 48
 CAMERA = Camera(focal=jnp.full(2, 150.0), principal_point=jnp.full(2, SIDE / 2))

@@ -11,21 +11,29 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
-from facejax.apps.pictures import Rgb, crop_window, face_window, labelled, preview_frames, window_camera
+from facejax.apps.pictures import (
+    Rgb,
+    crop_window,
+    face_window,
+    in_window,
+    labelled,
+    preview_frames,
+    window_camera,
+    write_png,
+)
 from facejax.data.avatars import AVATAR, load_adapted, save_adapted
-from facejax.data.files import atomic_write
 from facejax.data.results import Fitted, TrackResult
 from facejax.data.video import Video, write_video
 from facejax.fitting.config import FitConfig
 from facejax.fitting.light_models import light_model
-from facejax.fitting.rendered_fit import make_textured_renderer
-from facejax.geometry.colour import linear_to_srgb, linear_to_srgb_bytes, srgb_to_linear
+from facejax.geometry.colour import linear_to_srgb, linear_to_srgb_bytes, luminance, srgb_to_linear
 from facejax.geometry.errors import InputError
 from facejax.geometry.records import Camera, Pose
 from facejax.models.avatar import Avatar
 from facejax.models.deep_appearance import view_direction
 from facejax.objectives.metrics import hull_coverage, hull_mask, psnr, ssim
 from facejax.renderers.lights import Light, NearLights, power_along
+from facejax.renderers.textured import make_textured_renderer
 
 AVATAR_FILES = (AVATAR, "avatar.mp4", "avatar.png")
 """What `facejax track` adds to a result where the head is an avatar."""
@@ -52,7 +60,7 @@ class AvatarView:
 
     def mean_albedo(self) -> float:
         """Mean luminance of the face under the full light: what an exposure meter takes for its albedo."""
-        texture = np.asarray(self.avatar.state["mean_texture"]) @ np.array([0.2126, 0.7152, 0.0722])
+        texture = luminance(np.asarray(self.avatar.state["mean_texture"]))
         return float(texture[texture > 0.02].mean())
 
     def code_of(self, light: Light, pose: Pose) -> Float32[np.ndarray, "g 3"]:
@@ -122,7 +130,7 @@ def picture_of(view: AvatarView, result: TrackResult, video: Video, most: int = 
     camera, rows = window_camera(result, window), []
     for k in ids:
         photo = crop_window(video.read([int(result.frame_ids[k]) - video.first])[0], window)
-        pose, points = result.pose(int(k)), _in_window(result.landmarks[k], window)
+        pose, points = result.pose(int(k)), in_window(result.landmarks[k], window)
         drawn = view.draw(int(k), pose, camera, window.size)
         full = view.draw(int(k), pose, camera, window.size, view.avatar.network.full_light())
         mask = hull_mask(points, window.size) & (drawn[..., 3] > 0.99)
@@ -180,14 +188,6 @@ def write_avatar(folder: Path, view: AvatarView, result: TrackResult, video: Vid
             progress("avatar.mp4", k + 1, len(result))
             yield shown
 
-    step = float(np.median(np.diff(result.time))) if len(result) > 1 else 0.04
+    step = result.frame_seconds
     write_video(folder / "avatar.mp4", rows(), fps=1 / step if step > 0 else 25.0)
-    import imageio.v3 as iio
-
-    with atomic_write(folder / "avatar.png") as path:
-        iio.imwrite(path, np.concatenate([kept[k] for k in sorted(kept)]), extension=".png")
-
-
-def _in_window(points: np.ndarray, window: Any) -> np.ndarray:
-    scale = np.array([window.size[1] / window.width, window.size[0] / window.height])
-    return (points - [window.left, window.top]) * scale
+    write_png(folder / "avatar.png", np.concatenate([kept[k] for k in sorted(kept)]))

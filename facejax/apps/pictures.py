@@ -183,12 +183,25 @@ def window_camera(result: TrackResult, window: Window) -> Camera:
     return crop_camera(result.camera, crop, window.size)
 
 
+def write_png(path: Path, picture: np.ndarray) -> None:
+    """Write an 8-bit picture, whole or not at all."""
+    from PIL import Image
+
+    with atomic_write(path) as temporary:
+        Image.fromarray(picture).save(temporary, compress_level=3)
+
+
+def in_window(points: Float[np.ndarray, "n 2"], window: Window) -> Float[np.ndarray, "n 2"]:
+    """Pixels of the input video to pixels of a window."""
+    scale = np.array([window.size[1] / window.width, window.size[0] / window.height])
+    return (points - [window.left, window.top]) * scale
+
+
 def _with_lines(panel: Rgb, landmarks: Float[np.ndarray, "478 2"], window: Window) -> Rgb:
     """A copy with the tracked eyes' and lips' outlines: where the mesh says that they are."""
     from PIL import Image, ImageDraw
 
-    scale = np.array([window.size[1] / window.width, window.size[0] / window.height])
-    xy = (landmarks - [window.left, window.top]) * scale - 0.5  # PIL counts from the centre of the first pixel
+    xy = in_window(landmarks, window) - 0.5  # PIL counts from the centre of the first pixel
     picture = Image.fromarray(panel)
     draw = ImageDraw.Draw(picture)
     for line in _LINES:
@@ -294,7 +307,7 @@ def overlay_video(
     _check_panels(panels)
     window = window or face_window(result)
     draw, camera = _make_draw(result, window.size), window_camera(result, window)
-    step = float(np.median(np.diff(result.time))) if len(result) > 1 else 0.04
+    step = result.frame_seconds
     if audio_from is not None and audio_range is None:
         audio_range = (float(result.time[0]), float(result.time[-1]) + step)
 

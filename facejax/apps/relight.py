@@ -22,14 +22,14 @@ from jaxtyping import Array, Float, Float32, UInt8
 
 import facejax
 from facejax.apps.avatar import AvatarView
-from facejax.apps.pictures import Window, face_window
+from facejax.apps.pictures import Window, face_window, write_png
 from facejax.data.avatars import AVATAR
 from facejax.data.environments import load_environment, load_sh
 from facejax.data.files import atomic_folder, atomic_write, terminate_as_interrupt
 from facejax.data.results import TrackResult
 from facejax.data.video import write_video
 from facejax.geometry.cameras import crop_camera
-from facejax.geometry.colour import linear_to_srgb_bytes, srgb_to_linear
+from facejax.geometry.colour import linear_to_srgb_bytes, luminance, srgb_to_linear
 from facejax.geometry.errors import InputError
 from facejax.geometry.meshes import Topology
 from facejax.geometry.records import Camera, Face, Image, Pose
@@ -118,7 +118,7 @@ def plan_shots(result: TrackResult, config: RelightConfig) -> Plan:
     if config.view not in ("camera", "turntable"):
         raise InputError(f"`view` must be 'camera' or 'turntable', not {config.view!r}.")
     ids = _frames(result, config.frames)
-    step = float(np.median(np.diff(result.time))) if len(result) > 1 else 0.04
+    step = result.frame_seconds
     fps = 1 / step if step > 0 else 25.0
     turn = [config.rotate + config.sweep * i / fps for i in range(max(len(ids), _turn_frames(fps)))]
     if config.view == "camera":
@@ -482,21 +482,17 @@ def relight(
 
 def mean_albedo(result: TrackResult, appearance: dict[str, Array]) -> float:
     """Mean albedo of the skin, texture included, luminance."""
-    return float(_luminance(np.asarray(appearance["albedo"])[_skin(result)]).mean())
+    return float(luminance(np.asarray(appearance["albedo"])[_skin(result)]).mean())
 
 
 def exposure_factor(pictures: list[np.ndarray], albedo: float) -> float:
     """What light has to be multiplied by, see the module's docstring. `InputError` if no light reaches the head."""
     whole = np.concatenate([np.zeros((0, 3), np.float32), *(p[p[..., 3] > 0.99][:, :3] for p in pictures)])
-    luminance = _luminance(whole)
-    if not len(luminance) or not luminance.max() > 0:
+    lit = luminance(whole)
+    if not len(lit) or not lit.max() > 0:
         raise InputError("No light reaches the head as the camera sees it: turn the light or move the lamp.")
-    mean, bright = float(luminance.mean()), float(np.quantile(luminance, 0.98))
+    mean, bright = float(lit.mean()), float(np.quantile(lit, 0.98))
     return min(_METER * albedo / mean, _HIGHLIGHT / max(bright, 1e-12))
-
-
-def _luminance(colour: np.ndarray) -> np.ndarray:
-    return colour @ np.array([0.2126, 0.7152, 0.0722], np.float32)
 
 
 # -- pictures ---------------------------------------------------------------------------------------------------------
@@ -542,7 +538,7 @@ def backdrop(light: Light, camera: Camera, size: tuple[int, int], factor: float)
     blur = [_gaussian(len(seen), 4.0), _gaussian(seen.shape[1], 4.0)]
     seen = np.einsum("ab,bcj,dc->adj", blur[0], seen, blur[1], optimize=True)[edge:-edge, edge:-edge]
     behind = _BACKDROP * _enlarged(seen.astype(np.float32), size)
-    return behind / (1 + _luminance(behind)[..., None])
+    return behind / (1 + luminance(behind)[..., None])
 
 
 _towards = jax.jit(radiance_towards)
@@ -641,7 +637,7 @@ def relight_folder(
                     lit = relighting.light_of(shot)
                     behind = (shot.turn, backdrop(lit, plan.camera, plan.size, relighting.factor))
                 if renders:
-                    _write_png(target / "renders" / f"{i:05d}.png", straight_rgba(picture))
+                    write_png(target / "renders" / f"{i:05d}.png", straight_rgba(picture))
                 shown = composed(picture, behind[1])
                 if i in picks:
                     kept.append((shot, shown))
@@ -650,7 +646,7 @@ def relight_folder(
 
         notes = write_video(target / RELIT_FILES[0], frames(), fps=plan.fps)
         seconds = (time.perf_counter() - began) / len(plan.shots)
-        _write_png(target / "preview.png", preview(relighting, kept))
+        write_png(target / "preview.png", preview(relighting, kept))
         facts = _facts(folder, env, sh, point, config, plan, relighting)
         with atomic_write(target / "relight.json") as path:
             path.write_text(json.dumps(facts | {"seconds_per_frame": seconds}, indent=2) + "\n", encoding="utf-8")
@@ -684,13 +680,6 @@ def _facts(
         "fps": plan.fps,
         "facejax": facejax.__version__,
     }
-
-
-def _write_png(path: Path, picture: np.ndarray) -> None:
-    from PIL import Image
-
-    with atomic_write(path) as temporary:
-        Image.fromarray(picture).save(temporary, compress_level=3)
 
 
 def preview(relighting: Relighting, kept: list[tuple[Shot, np.ndarray]]) -> UInt8[np.ndarray, "h w 3"]:

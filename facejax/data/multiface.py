@@ -578,10 +578,14 @@ def read_choice(folder: Path | str) -> Choice:
         raise InputError(f"{path} cannot be used ({error}): delete it, or save the choice again.") from error
 
 
-def open_capture(folder: Path | str) -> Capture:
-    """The capture in a folder, whichever layout it has: facejax's own, or one person of Multiface."""
+def open_capture(folder: Path | str, texture_size: int | None = None) -> Capture:
+    """The capture in a folder, whichever layout it has: facejax's own, or one person of Multiface.
+
+    texture_size: at which Multiface's textures are read; None: as the choice kept with them says. `InputError` where
+    there is no capture, or one with parts missing.
+    """
     folder = Path(folder)
-    return Multiface(folder) if (folder / "KRT").is_file() else LightStage(folder)
+    return Multiface(folder, texture_size=texture_size) if (folder / "KRT").is_file() else LightStage(folder)
 
 
 # -- helpers -----------------------------------------------------------------------------------------------------------

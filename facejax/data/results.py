@@ -196,6 +196,11 @@ class TrackResult:
         k = self.intrinsics
         return Camera(focal=jnp.array([k[0, 0], k[1, 1]]), principal_point=jnp.array([k[0, 2], k[1, 2]]))
 
+    @property
+    def frame_seconds(self) -> float:
+        """Median time between frames; that of 25 a second where there is one frame only."""
+        return float(np.median(np.diff(self.time))) if len(self) > 1 else 0.04
+
     def pose(self, frame: int) -> Pose:
         """Where the head is in one frame."""
         return Pose(rotation=jnp.asarray(self.rotation[frame]), translation=jnp.asarray(self.translation[frame]))

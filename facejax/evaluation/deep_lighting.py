@@ -29,9 +29,9 @@ from facejax.fitting.sequence import fit_sequence
 from facejax.fitting.variables import pose_of, spread_frames
 from facejax.geometry.colour import linear_to_srgb
 from facejax.geometry.errors import InputError
-from facejax.geometry.rotations import nearest_rotation, rotation_angle
+from facejax.geometry.rotations import rotation_angle
 from facejax.models.avatar import STAGES, Avatar
-from facejax.objectives.metrics import psnr, ssim
+from facejax.objectives.metrics import psnr, similarity_align, ssim
 
 Identity = Callable[[np.ndarray, np.ndarray], float]
 """(picture, avatar) as uint8 sRGB -> cosine similarity of whatever says who a person is: CSIM, a plug-in."""
@@ -105,8 +105,6 @@ class Clip:
     name: str
     video: Video
     truth: Truth
-    vertices: Float[np.ndarray, "f v 3"]
-    """Head frame, metres."""
     shadowed: Float[np.ndarray, " f"]
     """Share of the skin's pixels in cast shadow."""
 
@@ -121,8 +119,8 @@ def open_clip(folder: Path | str) -> Clip:
             )
     truth = Truth.load(folder)
     with np.load(folder / "wild.npz", allow_pickle=False) as held:
-        vertices, shadowed = held["vertices"], held["shadowed"]
-    return Clip(folder.name, open_video(folder / "frames"), truth, vertices, np.asarray(shadowed, np.float64))
+        shadowed = held["shadowed"]
+    return Clip(folder.name, open_video(folder / "frames"), truth, np.asarray(shadowed, np.float64))
 
 
 def held_out_frames(count: int, wanted: int) -> np.ndarray:
@@ -172,7 +170,7 @@ def run_method(
         told, light_model=method.light_model, adapt=method.adapt, changing_light=method.changing_light, seed=seed
     )
     start = dataclasses.replace(begun, params=params, config=config)
-    test = held_out_frames(len(clip.vertices), told.held_out)
+    test = held_out_frames(len(clip.truth.vertices), told.held_out)
     others = np.setdiff1d(np.flatnonzero(given.valid), test)
     turns = np.asarray(_poses(begun).rotation)
     keys = key_frames(turns, others, method.key_frames)
@@ -237,28 +235,19 @@ def measure_geometry(done: Registration, truth: Float[np.ndarray, "f v 3"], ids:
     for k, i in enumerate(ids):
         mine = found[k] @ rotation[k].T + translation[k]
         true = truth[i].astype(np.float64)
-        turn, shift = rigid_motion(mine[face], true[face])
-        off = np.linalg.norm(mine @ turn.T + shift - true, axis=1)
+        motion = similarity_align(mine[face], true[face], with_scale=False)
+        off = np.linalg.norm(motion.apply(mine) - true, axis=1)
         row = {f"{name} (mm)": float(1e3 * off[part].mean()) for name, part in parts.items() if len(part)}
-        row["rotation (degrees)"] = _degrees(turn)
+        row["rotation (degrees)"] = _degrees(motion.rotation)
         row["position (mm)"] = float(1e3 * np.linalg.norm((mine[face] - true[face]).mean(axis=0)[:2]))
         gaze = []
         for side in _eyes(head):
-            gaze.append(_degrees(rigid_motion(mine[side], true[side])[0] @ turn.T))
+            eye = similarity_align(mine[side], true[side], with_scale=False)
+            gaze.append(_degrees(eye.rotation @ motion.rotation.T))
         if gaze:
             row["gaze (degrees)"] = float(np.mean(gaze))
         rows.append(row)
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-
-
-def rigid_motion(
-    source: Float[np.ndarray, "n 3"], target: Float[np.ndarray, "n 3"]
-) -> tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "3"]]:
-    """(rotation, translation) that takes points to others with the least squared distance (Kabsch 1976)."""
-    a, b = source.mean(axis=0), target.mean(axis=0)
-    moments = (target - b).T @ (source - a)
-    turn = np.asarray(nearest_rotation(jnp.asarray(moments / max(np.abs(moments).max(), 1e-12), jnp.float32)))
-    return turn, b - turn @ a
 
 
 def evaluate_clips(

@@ -6,8 +6,9 @@ turns. `register` then moves every frame on its own, under that light.
 
 import dataclasses
 import functools
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -27,7 +28,6 @@ from facejax.fitting.rendered_fit import (
     RenderedData,
     draw,
     inside,
-    make_textured_renderer,
     rendered_objective,
     visible_vertices,
 )
@@ -39,6 +39,7 @@ from facejax.models.head import HeadModel, Stage, Turn
 from facejax.objectives.landmarks import face_radius_px
 from facejax.renderers.deferred import Render
 from facejax.renderers.texture import sample_bilinear
+from facejax.renderers.textured import make_textured_renderer
 
 Tell = Callable[[int, int], None]
 _SAVE_EVERY_S = 10.0
@@ -60,12 +61,24 @@ class Pictures:
 
     def crops(self, ids: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
         """(pictures (n, s, s, 3) display values in [0, 1], ignore (n, s, s)) of these frames."""
-        pictures, ignored = [], []
-        for i, (frame, mask) in zip(ids, key_frame_images(self.clip, self.masks, ids), strict=True):
-            pictures.append(crop_image(frame, self.boxes[i], size))
-            none = np.zeros((size, size), np.float32)
-            ignored.append(none if mask is None else crop_image(mask, self.boxes[i], size))
-        return np.stack(pictures), np.stack(ignored)
+        images = key_frame_images(self.clip, self.masks, ids)
+        cut = [self._crop(int(i), frame, mask, size) for i, (frame, mask) in zip(ids, images, strict=True)]
+        return np.stack([c[0] for c in cut]), np.stack([c[1] for c in cut])
+
+    def stream(self, ids: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The same of ascending frames, one by one: the clip is decoded once, from the first to the last of them."""
+        if not len(ids):
+            return
+        first, last, wanted = int(ids[0]), int(ids[-1]), set(ids.tolist())
+        masks = self.masks.frames(first) if self.masks is not None else None
+        for k, frame in enumerate(self.clip.frames(first, last + 1), start=first):
+            mask = next(masks) if masks is not None else None
+            if k in wanted:
+                yield self._crop(k, frame, mask, size)
+
+    def _crop(self, k: int, frame: np.ndarray, mask: np.ndarray | None, size: int) -> tuple[np.ndarray, np.ndarray]:
+        ignored = np.zeros((size, size), np.float32) if mask is None else crop_image(mask, self.boxes[k], size)
+        return crop_image(frame, self.boxes[k], size), ignored
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -95,10 +108,12 @@ class Registration:
 
         return jax.jit(prepare)
 
-    def data(self, given: Pictures, ids: np.ndarray) -> RenderedData:
-        """What was seen in these frames, with a leading axis; nothing of flow yet."""
+    def data(
+        self, given: Pictures, ids: np.ndarray, crops: tuple[np.ndarray, np.ndarray] | None = None
+    ) -> RenderedData:
+        """What was seen in these frames, with a leading axis; nothing of flow yet. crops: as `Pictures.crops` gives."""
         size, count = self.config.size, len(ids)
-        picture, ignore = given.crops(ids, size)
+        picture, ignore = given.crops(ids, size) if crops is None else crops
         prepared = [self._prepare(self.params, self.shared.code, take_frames(self.frames.code, i)) for i in ids]
         n_vertices = self.head.topology.n_vertices
         zero = RenderedData(
@@ -292,7 +307,7 @@ def register(
 ) -> Registration:
     """Step 3 (eq. 7 and 8): pose and code of every frame, alone, under the light as it is.
 
-    only: ids of the frames to move; None: all with a face.
+    only: ascending ids of the frames to move; None: all with a face.
     """
     config = start.config
     chosen = np.flatnonzero(given.valid) if only is None else only[given.valid[only]]
@@ -312,11 +327,14 @@ def register(
     if kept:
         frames = jax.tree_util.tree_map(np.array, kept[0])
     saved, batch = time.monotonic(), max(min(config.frames_at_once, total), 1)
+    crops = given.stream(chosen[done:], config.size)
     for first in range(done, total, batch):
         tell(first, total)
         ids = chosen[np.minimum(np.arange(first, first + batch), total - 1)]
         current = dataclasses.replace(start, frames=frames)
-        data = current.data(given, ids)
+        cut = list(itertools.islice(crops, min(batch, total - first)))
+        cut += [cut[-1]] * (batch - len(cut))
+        data = current.data(given, ids, (np.stack([c[0] for c in cut]), np.stack([c[1] for c in cut])))
         if config.flow_weight > 0:
             data = _with_flow(data, *see(start.params, start.shared, take_frames(frames, ids), data))
         solved = solve({"frame": take_frames(frames, ids)}, all_of_them, start.params, start.shared, data)

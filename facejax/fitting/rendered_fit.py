@@ -17,10 +17,10 @@ from facejax.fitting.light_models import LightModel
 from facejax.fitting.variables import ClipVariables, FrameVariables, pose_of
 from facejax.geometry.cameras import crop_camera, project, to_camera_frame
 from facejax.geometry.colour import linear_to_srgb
-from facejax.geometry.meshes import Topology, normalise, vertex_normals
+from facejax.geometry.meshes import normalise, vertex_normals
 from facejax.geometry.records import Camera, Face, Image, Pose, PyTree, Record, record
 from facejax.models.deep_appearance import view_direction
-from facejax.renderers.deferred import Render, make_renderer
+from facejax.renderers.deferred import Render
 
 
 @record
@@ -39,16 +39,6 @@ class RenderedData(Record):
     """Where flow says that each vertex is, pixels of the crop."""
     target_weight: Float[Array, "v"]
     """0 where flow says nothing of a vertex."""
-
-
-def make_textured_renderer(topology: Topology, size: tuple[int, int]) -> Render:
-    """A `render` of faces that show their own radiance: albedo times texture; what it takes as light is not used."""
-
-    def own(face: Face, light: Array, pose: Pose, normals: Array) -> tuple[Array, Array]:
-        del light, pose, normals
-        return jnp.ones_like(face.vertices), jnp.zeros_like(face.vertices)
-
-    return make_renderer(topology, size, shade=own)
 
 
 def draw(

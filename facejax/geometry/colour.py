@@ -35,6 +35,11 @@ def srgb_to_linear(srgb: Any) -> Any:
     return xp.where(srgb <= _SRGB_KNEE, srgb / 12.92, power)
 
 
+def luminance(linear: Any) -> Any:
+    """Relative luminance of linear sRGB (ITU-R BT.709): (..., 3) to (...)."""
+    return linear @ np.array([0.2126, 0.7152, 0.0722], np.float32)
+
+
 def srgb_bytes_to_linear(image: np.ndarray) -> np.ndarray:
     """8-bit sRGB to linear float32 by table: what a decoded picture or video frame is."""
     table = srgb_to_linear(np.arange(256, dtype=np.float32) / np.float32(255)).astype(np.float32)

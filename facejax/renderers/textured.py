@@ -9,8 +9,9 @@ from jaxtyping import Array, Float, Int
 
 from facejax.geometry.errors import InputError
 from facejax.geometry.meshes import Topology, edge_neighbours
-from facejax.geometry.records import Camera, Image, Pose
+from facejax.geometry.records import Camera, Face, Image, Pose, PRNGKey
 from facejax.renderers.checks import check_topology
+from facejax.renderers.deferred import Render
 from facejax.renderers.raster import Fragments, antialias, interpolate, rasterise
 from facejax.renderers.texture import sample_texture
 from facejax.renderers.uv import on_image
@@ -24,13 +25,15 @@ def draw_texture(
     topology: Topology,
     size: tuple[int, int],
     *,
+    factor: Float[Array, "v 3"] | None = None,
     antialiased: bool = True,
 ) -> Image:
     """An image of `size` = (height, width) of a mesh that shows `texture` as it is.
 
     vertices: metres, head frame. texture: linear radiance towards this camera, row 0 at the top; may be negative, as
-    networks are free to be. pose: head to camera. Differentiable in all four; silhouettes only if `antialiased`. Raises
-    `InputError` for another number of vertices than the topology's, and for a mesh or size that cannot be drawn.
+    networks are free to be. pose: head to camera. factor: on the texture, at vertices. Differentiable in all five;
+    silhouettes only if `antialiased`. Raises `InputError` for another number of vertices than the topology's, and for a
+    mesh or size that cannot be drawn.
     """
     check_topology(topology, size)
     if vertices.shape != (topology.n_vertices, 3):
@@ -40,13 +43,24 @@ def draw_texture(
         )
     drawn = on_image(vertices, pose, camera)
     fragments = rasterise(drawn, topology.faces, size)
-    uv = texture_coordinates(fragments, topology.uv, topology.uv_faces)
+    shown = sample_texture(texture, texture_coordinates(fragments, topology.uv, topology.uv_faces))
+    if factor is not None:
+        shown = shown * interpolate(factor, fragments, topology.faces)
     covered = (fragments.triangle >= 0)[..., None]
-    colour = jnp.where(covered, sample_texture(texture, uv), 0.0)
-    stack = jnp.concatenate([colour, covered.astype(colour.dtype)], axis=-1)
+    stack = jnp.concatenate([jnp.where(covered, shown, 0.0), covered.astype(shown.dtype)], axis=-1)
     if antialiased:
         stack = antialias(stack, fragments, drawn, topology.faces, edge_neighbours(topology.faces))
     return Image(colour=stack[..., :3], coverage=stack[..., 3], depth=fragments.depth)
+
+
+def make_textured_renderer(topology: Topology, size: tuple[int, int]) -> Render:
+    """A `render` of faces that show their own radiance: albedo times texture; what it takes as light is not used."""
+
+    def render(face: Face, light: Array, pose: Pose, camera: Camera, key: PRNGKey | None = None) -> Image:
+        del light, key
+        return draw_texture(face.vertices, face.texture, pose, camera, topology, size, factor=face.albedo)
+
+    return render
 
 
 def texture_coordinates(

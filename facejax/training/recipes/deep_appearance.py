@@ -16,7 +16,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from facejax.data.captures import Capture, LightStage, View, select
+from facejax.data.captures import Capture, View, select
+from facejax.data.multiface import open_capture
 from facejax.data.sources import INDEX, Example, RecordFolder, Source
 from facejax.geometry.colour import linear_to_srgb
 from facejax.geometry.errors import InputError
@@ -282,18 +283,6 @@ class CaptureViews:
     def _read(self, place: int, camera: int) -> Example:
         entry = self.capture.entries[self.entries[place]]
         return self._make(self.capture.view(self.entries[place], camera), camera, entry.expression, entry.tracked)
-
-
-def open_capture(folder: Path, texture_size: int) -> Capture:
-    """The capture in a folder: facejax's own layout, or Multiface's, whose textures are read at that size.
-
-    `InputError` where there is none, or one with parts missing.
-    """
-    if (folder / "KRT").is_file():
-        from facejax.data.multiface import Multiface
-
-        return Multiface(folder, texture_size=texture_size)
-    return LightStage(folder)
 
 
 def check_capture(capture: Capture, config: DeepAppearanceConfig, group: str) -> None:

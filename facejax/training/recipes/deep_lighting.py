@@ -23,6 +23,7 @@ from jaxtyping import Array, Float
 
 from facejax.data.captures import Capture, View, select
 from facejax.data.checkpoints import find_checkpoint, read_network, unflatten
+from facejax.data.multiface import open_capture
 from facejax.data.sources import INDEX, Example, RecordFolder, Source
 from facejax.geometry.errors import InputError
 from facejax.geometry.records import Camera, Pose, PRNGKey, PyTree
@@ -46,7 +47,6 @@ from facejax.training.recipes.deep_appearance import (
     CaptureViews,
     Schedule,
     check_capture,
-    open_capture,
     psnr_of_255,
     side_by_side,
     square_of_255,
