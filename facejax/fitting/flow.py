@@ -30,6 +30,7 @@ def dense_flow(
     cv2: Any = opencv  # its type hints lack DIS
     grey = [cv2.cvtColor(x, cv2.COLOR_RGB2GRAY) for x in (source, target)]
     finder = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    finder.setFinestScale(0)  # its own choice stops at half the resolution: lips and lids are a few pixels here
     there = finder.calc(grey[0], grey[1], None)
     back = finder.calc(grey[1], grey[0], None)
     return there, agreement(there, back)

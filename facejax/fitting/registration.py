@@ -21,7 +21,7 @@ from facejax.data.video import Masks, Video
 from facejax.fitting.checkpoint import Checkpoint
 from facejax.fitting.config import FitConfig
 from facejax.fitting.crops import crop_image, key_frame_images
-from facejax.fitting.flow import dense_flow
+from facejax.fitting.flow_fit import flow_solver, flow_targets
 from facejax.fitting.light_models import LightModel, light_model
 from facejax.fitting.optimise import stepwise
 from facejax.fitting.rendered_fit import (
@@ -32,13 +32,12 @@ from facejax.fitting.rendered_fit import (
     visible_vertices,
 )
 from facejax.fitting.variables import ClipVariables, FrameVariables, put_frames, take_frames, variables_of
-from facejax.geometry.colour import linear_to_srgb_bytes, srgb_to_linear
+from facejax.geometry.colour import srgb_to_linear
 from facejax.geometry.errors import InputError
 from facejax.geometry.records import Camera, PyTree
 from facejax.models.head import HeadModel, Stage, Turn
 from facejax.objectives.landmarks import face_radius_px
 from facejax.renderers.deferred import Render
-from facejax.renderers.texture import sample_bilinear
 from facejax.renderers.textured import make_textured_renderer
 
 Tell = Callable[[int, int], None]
@@ -166,19 +165,21 @@ def adapt(
     keep: Checkpoint | None = None,
     name: str = "adaptation",
 ) -> Registration:
-    """Algorithm 1 (eq. 7) on the key frames `key`: each turn a descent, `stage.rounds` times over.
+    """Algorithm 1 (eq. 7) on the key frames `key`: each of the stage's turns, `stage.rounds` times over.
 
-    At each step `config.frames_at_once` key frames are drawn by lot; with as many as there are, it is all of them, as
-    in the paper. With `config.changing_light` frames have lights of their own, smooth in time, and those between key
-    frames are interpolated.
+    At each step of a descent `config.frames_at_once` key frames are drawn by lot; with as many as there are, it is all
+    of them, as in the paper. Turns by flow are not in the paper: a network that adapts to frames as landmarks left them
+    learns their error, a constant lean above all, and step 3 then finds nothing to mend. With `config.changing_light`
+    frames have lights of their own, smooth in time, and those between key frames are interpolated.
     """
     config = start.config
     ids = key[given.valid[key]]
     if not len(ids):
         raise InputError("Adaptation needs a key frame in which a face was found, and there is none: check the frames.")
+    turns = _turns(stage, config)
     solved = start.unlit()
     if config.light_start == "linear":
-        solved = linear_start(solved, given, ids)
+        solved = _aligned_start(solved, given, ids, turns)
     one = rendered_objective(solved.head, solved.lights, solved.render, solved.camera, solved.reference_px, config)
     # Any number of key frames fills the same arrays, so that another number compiles nothing anew.
     room = -(-len(ids) // _ROOM) * _ROOM
@@ -205,12 +206,18 @@ def adapt(
     done = int(kept[1]["done"]) if kept else 0
     if kept:
         variables = jax.tree_util.tree_map(jnp.asarray, kept[0])
-    turns = tuple(t for t in (_allowed(turn, config) for turn in stage.turns) if t.free and t.steps)
-    runs = [stepwise(loss, turn.free, steps=turn.steps, rate=turn.rate) for turn in turns]
+    runs: list[Callable[..., Any]] = [
+        _by_flow(start, turn) if turn.by == "flow" else stepwise(loss, turn.free, steps=turn.steps, rate=turn.rate)
+        for turn in turns
+    ]
     near = jnp.asarray(closeness)
     for number in range(done, stage.rounds):
         for place, (turn, run) in enumerate(zip(turns, runs, strict=True)):
             tell(number * len(turns) + place, stage.rounds * len(turns))
+            if turn.by == "flow":
+                found = run(variables, take_frames(data, slice(len(ids))))
+                variables = {**variables, "frame": take_frames(found, np.minimum(np.arange(room), len(ids) - 1))}
+                continue
             draws = _draws(len(ids), config, turn.steps, number * len(turns) + place)
             variables = run(variables, draws, data, start.params, near)
         jax.block_until_ready(variables)
@@ -305,7 +312,7 @@ def register(
     name: str = "registration",
     only: np.ndarray | None = None,
 ) -> Registration:
-    """Step 3 (eq. 7 and 8): pose and code of every frame, alone, under the light as it is.
+    """Step 3 (eq. 7 and 8): pose and code of every frame, alone, under the light as it is: the stage's turns.
 
     only: ascending ids of the frames to move; None: all with a face.
     """
@@ -319,8 +326,11 @@ def register(
         del drawn  # a sum over all: Adam takes every number on its own, so frames do not meet
         return jnp.sum(jax.vmap(lambda f, d: one(params, shared, f, d, True))(v["frame"], data))
 
-    solve = stepwise(loss, stage.free, steps=stage.steps, rate=stage.rate)
-    all_of_them = jnp.zeros((stage.steps, 1), jnp.int32)
+    turns = _turns(stage, config)
+    runs: list[Callable[..., Any]] = [
+        _by_flow(start, turn) if turn.by == "flow" else stepwise(loss, turn.free, steps=turn.steps, rate=turn.rate)
+        for turn in turns
+    ]
     frames = jax.tree_util.tree_map(np.array, start.frames)
     kept = keep.load(f"{name}-frames", frames) if keep else None
     done = int(kept[1]["done"]) if kept else 0
@@ -335,11 +345,17 @@ def register(
         cut = list(itertools.islice(crops, min(batch, total - first)))
         cut += [cut[-1]] * (batch - len(cut))
         data = current.data(given, ids, (np.stack([c[0] for c in cut]), np.stack([c[1] for c in cut])))
-        if config.flow_weight > 0:
-            data = _with_flow(data, *see(start.params, start.shared, take_frames(frames, ids), data))
-        solved = solve({"frame": take_frames(frames, ids)}, all_of_them, start.params, start.shared, data)
+        moved = take_frames(frames, ids)
+        for turn, run in zip(turns, runs, strict=True):
+            if turn.by == "flow":
+                moved = run({"params": start.params, "shared": start.shared, "frame": moved}, data)
+                continue
+            if config.flow_weight > 0:
+                data = flow_targets(data, *see(start.params, start.shared, moved, data))
+            all_of_them = jnp.zeros((turn.steps, 1), jnp.int32)
+            moved = run({"frame": moved}, all_of_them, start.params, start.shared, data)["frame"]
         fresh = np.arange(min(batch, total - first))
-        put_frames(frames, ids[fresh], take_frames(solved["frame"], fresh))
+        put_frames(frames, ids[fresh], take_frames(moved, fresh))
         if keep and time.monotonic() - saved > _SAVE_EVERY_S:
             keep.save(f"{name}-frames", frames, done=first + batch)
             saved = time.monotonic()
@@ -359,32 +375,52 @@ def _seen_by(start: Registration) -> Callable[..., Any]:
     return jax.jit(jax.vmap(one, in_axes=(None, None, 0, 0)))
 
 
-def _with_flow(data: RenderedData, colour: Array, coverage: Array, pixels: Array, visible: Array) -> RenderedData:
-    """Where flow from the drawn head to the picture says that each vertex is; the picture itself is the backdrop."""
-    seen = np.asarray(data.picture)
-    cover = np.asarray(coverage)[..., None]
-    targets, weights = [], []
-    for k in range(len(seen)):
-        drawn = linear_to_srgb_bytes(np.asarray(colour[k])).astype(np.float32) / 255
-        source = cover[k] * drawn + (1 - cover[k]) * seen[k]
-        flow, trust = dense_flow(*((255 * x + 0.5).clip(0, 255).astype(np.uint8) for x in (source, seen[k])))
-        stack = np.concatenate([np.nan_to_num(flow), trust[..., None]], axis=-1)
-        at = np.asarray(sample_bilinear(jnp.asarray(stack, jnp.float32), pixels[k]))
-        targets.append(np.asarray(pixels[k]) + at[:, :2])
-        weights.append(np.asarray(visible[k]) * (at[:, 2] > 0.99))
-    return data.replace(
-        target=jnp.asarray(np.stack(targets), jnp.float32), target_weight=jnp.asarray(np.stack(weights), jnp.float32)
-    )
+def _turns(stage: Stage, config: FitConfig) -> tuple[Turn, ...]:
+    """A stage's turns without what the config holds still."""
+
+    def moves(name: str, turn: Turn) -> bool:
+        return not (
+            (name == "frame.light" and not config.changing_light)
+            or (name.startswith("params.") and not config.adapt)
+            or (turn.by == "flow" and config.flow_weight <= 0)
+        )
+
+    turns = stage.turns or (Turn(stage.free, stage.steps, stage.rate),)
+    allowed = (dataclasses.replace(t, free=tuple(f for f in t.free if moves(f, t))) for t in turns)
+    return tuple(t for t in allowed if t.free and t.steps)
 
 
-def _allowed(turn: Turn, config: FitConfig) -> Turn:
-    """A turn without what the config holds still."""
-    free = tuple(
-        f
-        for f in turn.free
-        if (config.changing_light or f != "frame.light") and (config.adapt or not f.startswith("params."))
-    )
-    return dataclasses.replace(turn, free=free)
+def _by_flow(start: Registration, turn: Turn) -> Callable[..., FrameVariables]:
+    """(variables, data) -> their frames, `turn.steps` times drawn, compared by optical flow, and moved."""
+    config = start.config
+    see = _seen_by(start)
+    solve = flow_solver(start.head, start.camera, start.reference_px, config, turn.free)
+
+    def run(variables: PyTree, data: RenderedData) -> FrameVariables:
+        params, shared, count = variables["params"], variables["shared"], len(data.picture)
+        found = jax.tree_util.tree_map(lambda x: np.array(x[:count]), variables["frame"])
+        for first in range(0, count, config.frames_at_once):
+            rows = np.minimum(np.arange(first, first + config.frames_at_once), count - 1)
+            frames, seen = take_frames(found, rows), take_frames(data, rows)
+            for _ in range(turn.steps):
+                frames = solve(shared, frames, flow_targets(seen, *see(params, shared, frames, seen)))
+            put_frames(found, rows, frames)
+        return found
+
+    return run
+
+
+def _aligned_start(dark: Registration, given: Pictures, ids: np.ndarray, turns: tuple[Turn, ...]) -> Registration:
+    """`linear_start`, the frames moved by flow under that light, and the light found again."""
+    flow = next((t for t in turns if t.by == "flow"), None)
+    if flow is None:
+        return linear_start(dark, given, ids)
+    one_light = dataclasses.replace(dark, config=dataclasses.replace(dark.config, changing_light=False))
+    first = linear_start(one_light, given, ids)
+    variables = {"params": first.params, "shared": first.shared, "frame": take_frames(first.frames, ids)}
+    frames = jax.tree_util.tree_map(np.array, dark.frames)
+    put_frames(frames, ids, _by_flow(first, flow)(variables, first.data(given, ids)))
+    return linear_start(dark.lit_from(dark.shared, frames), given, ids)
 
 
 def _between(light: np.ndarray, ids: np.ndarray, count: int) -> np.ndarray:

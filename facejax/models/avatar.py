@@ -32,19 +32,24 @@ def _stages(
 ) -> tuple[Stage, ...]:
     """Registration in the wild: steps 1, 2 (Algorithm 1) and 3 of the paper, with these iterations each."""
     adaptation = (
+        Turn(free=_MOTION, steps=3, by="flow"),
         Turn(free=_LIGHT, steps=light, rate=light_rate),
         Turn(free=_NETWORK, steps=network, rate=0.1),
+    )
+    refinement = (
+        Turn(free=_MOTION, steps=6, by="flow"),
+        Turn(free=_MOTION, steps=refine, rate=refine_rate),
     )
     return (
         Stage("expression", "landmarks", "key", _MOTION, steps=landmark),
         Stage("motion", "landmarks", "all", _MOTION, steps=max(landmark // 4, 24)),
         Stage("adaptation", "rendered", "key", turns=adaptation, rounds=4),
-        Stage("registration", "rendered", "all", _MOTION, steps=refine, rate=refine_rate),
+        Stage("registration", "rendered", "all", turns=refinement),
     )
 
 
 STAGES: Mapping[str, tuple[Stage, ...]] = {
-    "fast": _stages(landmark=150, light=30, network=60, refine=30, light_rate=5.0, refine_rate=1.2),
+    "fast": _stages(landmark=150, light=30, network=60, refine=12, light_rate=5.0, refine_rate=0.5),
     "full": _stages(landmark=1000, light=250, network=500, refine=1000, light_rate=0.5, refine_rate=0.4),
 }
 """`full` takes as many iterations as the paper and its rates for light and network; `fast` few, with a bolder light.

@@ -24,6 +24,9 @@ class Turn:
     """Optimiser steps."""
     rate: float = 1.0
     """Factor on every leaf's own learning rate."""
+    by: Literal["gradient", "flow"] = "gradient"
+    """Descent on pictures; or Gauss-Newton steps of each frame's own leaves towards where optical flow from the drawn
+    head to the picture says that vertices are, the head drawn anew before each."""
 
 
 @dataclasses.dataclass(frozen=True)
