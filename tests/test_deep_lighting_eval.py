@@ -9,10 +9,13 @@ from toy_avatar import CODE, GROUPS, toy_avatar
 from toy_head import toy_head
 
 from facejax.evaluation.deep_lighting import (
+    TABLE_1,
     TABLES,
     Protocol,
+    by_shadow,
     clips_in,
     effect_size,
+    effects,
     held_out_frames,
     identity_plugin,
     key_frames,
@@ -81,6 +84,27 @@ def test_a_table_shows_means_and_spread_over_seeds():
     assert "| ours | 22.00 ± 2.8 |" in text
     assert "CSIM" not in text
     assert "| ours | 17.00 ± 9.9 |" in table(rows, ["sun"])
+
+
+def test_effects_compare_neighbours_in_the_paper_s_order():
+    order = ["K = all", "K = 48", "K = 12", "w/o pre-training", "w/o adaptation", "K = 1"]
+    rows = [row(m, seed, 10.0 * (i + 1) + seed) for i, m in enumerate(order) for seed in (0, 1, 2)]
+    lines = effects(rows).splitlines()[2:]
+    assert lines[0] == "| K = 48 | K = all | 1.909 | 10.0 |"
+    assert lines[-1].startswith("| K = 1 | w/o adaptation |")
+    assert len(lines) == 5
+
+
+def test_frames_are_sorted_by_their_shadow_over_all_clips():
+    share = {"sun": [0.3, 0.1], "lamp": [0.0, 0.2]}
+    rows = []
+    for clip, shares in share.items():
+        for k, method in enumerate(TABLE_1):
+            errors = [10.0 + (200.0 if k == 1 else 0.0) * x for x in shares]
+            rows.append(row(method.name, 0, 1.0, clip) | {"per frame": {"L2": errors, "shadowed": shares}})
+    lines = by_shadow(rows, parts=2).splitlines()[2:]
+    assert lines[0] == "| 5.0 % | 2 | 10.0 | 20.0 | 10.0 | 0.50 |"
+    assert lines[1] == "| 25.0 % | 2 | 10.0 | 60.0 | 10.0 | 0.17 |"
 
 
 @pytest.fixture

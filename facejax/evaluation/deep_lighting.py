@@ -7,6 +7,7 @@ measure, the mesh in millimetres, the pose in degrees, and gaze.
 
 import dataclasses
 import importlib
+import itertools
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -181,8 +182,10 @@ def run_method(
     test = test[given.valid[test]]
     done = jax.block_until_ready(register(lit, given, refinement, _quiet, only=test))
     registered = time.perf_counter()
+    pictures = frame_pictures(done, given, test, identity)
     return {
-        "held out": measure_pictures(done, given, test, identity),
+        "held out": _means(pictures),
+        "per frame": {"L2": [row["L2"] for row in pictures], "shadowed": clip.shadowed[test].tolist()},
         "before step 3": measure_pictures(lit, given, test),
         "adapted to": measure_pictures(lit, given, keys[np.linspace(0, len(keys) - 1, min(24, len(keys))).astype(int)]),
         "geometry": measure_geometry(done, clip.truth.vertices, test),
@@ -193,10 +196,15 @@ def run_method(
     }
 
 
-def measure_pictures(
+def measure_pictures(done: Registration, given: Pictures, ids: np.ndarray) -> dict[str, float]:
+    """Means over frames of `frame_pictures`."""
+    return _means(frame_pictures(done, given, ids))
+
+
+def frame_pictures(
     done: Registration, given: Pictures, ids: np.ndarray, identity: Identity | None = None
-) -> dict[str, float]:
-    """L2, SSIM, PSNR over the pixels that the avatar covers wholly, means over frames; CSIM with a plug-in."""
+) -> list[dict[str, float]]:
+    """L2, SSIM, PSNR of each frame over the pixels that the avatar covers wholly; CSIM with a plug-in."""
     drawn, cover, seen = done.pictures(given, ids)
     rows = []
     for colour, coverage, picture in zip(drawn, cover, seen, strict=True):
@@ -212,7 +220,7 @@ def measure_pictures(
         if identity is not None:
             row["CSIM"] = float(identity(*((255 * x).round().astype(np.uint8) for x in (picture, laid))))
         rows.append(row)
-    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    return rows
 
 
 def measure_geometry(done: Registration, truth: Float[np.ndarray, "f v 3"], ids: np.ndarray) -> dict[str, float]:
@@ -247,7 +255,7 @@ def measure_geometry(done: Registration, truth: Float[np.ndarray, "f v 3"], ids:
         if gaze:
             row["gaze (degrees)"] = float(np.mean(gaze))
         rows.append(row)
-    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    return _means(rows)
 
 
 def evaluate_clips(
@@ -322,6 +330,10 @@ def report(
     for name in tables:
         rows = evaluate_clips(avatar, clips, TABLES[name], told, out, identity=identity, say=say)
         parts.append(f"## Table {name}: all clips\n\n{table(rows)}\n")
+        if name == "1":
+            parts.append(f"### By cast shadow\n\n{by_shadow(rows)}\n")
+        if name == "2" and len(told.seeds) > 1:
+            parts.append(f"### Effect sizes\n\n{effects(rows)}\n")
         parts += [f"### {Path(c).name}\n\n{table(rows, [Path(c).name])}\n" for c in clips if len(clips) > 1]
     text = "\n".join(parts)
     with atomic_write(Path(out) / "tables.md") as path:
@@ -366,6 +378,53 @@ def identity_plugin(name: str) -> Identity:
         raise InputError(
             f"The identity plug-in {name!r} cannot be imported ({error}): give module:function, of two pictures."
         ) from error
+
+
+def effects(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A Markdown table: held-out L2 of each line of Table 2 against the next better one, in the paper's order.
+
+    The standard deviation in Cohen's d is that of seeds, each a mean over clips.
+    """
+    order = ("K = all", "K = 48", "K = 12", "w/o pre-training", "w/o adaptation", "K = 1")
+    seeds = sorted({r["seed"] for r in rows})
+    means = {
+        m: [float(np.mean([r["held out"]["L2"] for r in rows if r["method"] == m and r["seed"] == s])) for s in seeds]
+        for m in order
+    }
+    lines = ["| worse in the paper | better | ratio of L2 | Cohen's d |", "|---|---|---|---|"]
+    for better, worse in itertools.pairwise(order):
+        a, b = means[worse], means[better]
+        lines.append(f"| {worse} | {better} | {np.mean(a) / np.mean(b):.3f} | {effect_size(a, b):.1f} |")
+    return "\n".join(lines)
+
+
+def by_shadow(rows: Sequence[Mapping[str, Any]], parts: int = 3) -> str:
+    """A Markdown table: held-out L2 of Table 1's methods for frames with little, more and most cast shadow.
+
+    Frames of all clips are sorted by the share of the skin's pixels in shadow and cut into equal parts.
+    """
+    names = [m.name for m in TABLE_1]
+    clips = list(dict.fromkeys(r["clip"] for r in rows))
+
+    def gathered(method: str, what: str) -> np.ndarray:
+        picked = [[r["per frame"][what] for r in rows if r["method"] == method and r["clip"] == clip] for clip in clips]
+        return np.concatenate([np.mean(frames, axis=0) for frames in picked])
+
+    share = gathered(names[0], "shadowed")
+    errors = {name: gathered(name, "L2") for name in names}
+    lines = [
+        "| share of skin in cast shadow | frames | " + " | ".join(names) + " | ours over SH |",
+        "|---" * (len(names) + 3) + "|",
+    ]
+    for part in np.array_split(np.argsort(share, kind="stable"), parts):
+        cells = [float(errors[name][part].mean()) for name in names]
+        shown = " | ".join(f"{c:.1f}" for c in cells)
+        lines.append(f"| {100 * share[part].mean():.1f} % | {len(part)} | {shown} | {cells[0] / cells[1]:.2f} |")
+    return "\n".join(lines)
+
+
+def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
 
 def _spread(rows: Sequence[Mapping[str, Any]], value: Callable[[Mapping[str, Any]], float]) -> str:
