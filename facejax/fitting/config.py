@@ -72,8 +72,8 @@ class FitConfig:
     """Of the mean square of an avatar's code where pictures are rendered (0 to 255)."""
     network_prior: float = 0.0
     """Of the squared change of an avatar's lighting network by adaptation."""
-    change_weight: float = 3.0
-    """Of the squared change of a changing light per frame."""
+    light_change_frames: float = 10.0
+    """Standard deviation in time, in frames, of the Gaussian that a changing light is smoothed by."""
     seed: int = 0
     """Of the lot that draws key frames."""
     focal_prior: float = 0.25

@@ -44,6 +44,7 @@ Tell = Callable[[int, int], None]
 _SAVE_EVERY_S = 10.0
 _ROOM = 128  # key frames that arrays have room for, or a multiple
 _LINEAR_FRAMES = 4
+_LINEAR_CHANGING = 16
 _LINEAR_PIXELS = 1500  # of each frame
 _LINEAR_UNIT = 4.0  # of a code: a row alone at this strength is about as bright as rooms are
 _LINEAR_RIDGE = 2e-6  # a unit of code adds about 0.01 to a pixel
@@ -184,17 +185,16 @@ def adapt(
     # Any number of key frames fills the same arrays, so that another number compiles nothing anew.
     room = -(-len(ids) // _ROOM) * _ROOM
     rows = ids[np.minimum(np.arange(room), len(ids) - 1)]
-    closeness = np.zeros((room - 1, 1, 1), np.float32)
-    closeness[: len(ids) - 1, 0, 0] = 1 / np.maximum(np.diff(ids), 1)
+    kernel = jnp.asarray(_kernel(ids, room, config.light_change_frames))
 
-    def loss(v: PyTree, drawn: Array, data: RenderedData, first: PyTree, near: Array) -> Array:
+    def loss(v: PyTree, drawn: Array, data: RenderedData, first: PyTree, kernel: Array) -> Array:
         frames, seen = take_frames(v["frame"], drawn), take_frames(data, drawn)
+        if config.changing_light:
+            frames = frames.replace(light=jnp.einsum("bk,kgc->bgc", kernel[drawn], v["frame"].light))
         each = jax.vmap(lambda f, d: one(v["params"], v["shared"], f, d, False))(frames, seen)
         total = jnp.mean(each)
         if config.changing_light:
-            light = v["frame"].light
-            total += config.change_weight * jnp.sum(near * jnp.diff(light, axis=0) ** 2) / (1 + jnp.sum(near > 0))
-            total += 1e-3 * jnp.mean(light**2)  # what all frames share belongs to the clip's light
+            total += 1e-3 * jnp.mean(v["frame"].light ** 2)  # what all frames share belongs to the clip's light
         if config.network_prior > 0:
             moved = jax.tree_util.tree_map(lambda a, b: jnp.sum((a - b) ** 2), v["params"], first)
             total += config.network_prior * sum(jax.tree_util.tree_leaves(moved))
@@ -210,25 +210,44 @@ def adapt(
         _by_flow(start, turn) if turn.by == "flow" else stepwise(loss, turn.free, steps=turn.steps, rate=turn.rate)
         for turn in turns
     ]
-    near = jnp.asarray(closeness)
+
+    def lit(v: PyTree) -> FrameVariables:
+        """The key frames with their own lights: what is solved for has these as its means over time."""
+        light = jnp.einsum("bk,kgc->bgc", kernel, v["frame"].light) if config.changing_light else v["frame"].light
+        return take_frames(v["frame"].replace(light=light), slice(len(ids)))
+
     for number in range(done, stage.rounds):
         for place, (turn, run) in enumerate(zip(turns, runs, strict=True)):
             tell(number * len(turns) + place, stage.rounds * len(turns))
             if turn.by == "flow":
-                found = run(variables, take_frames(data, slice(len(ids))))
-                variables = {**variables, "frame": take_frames(found, np.minimum(np.arange(room), len(ids) - 1))}
+                found = run({**variables, "frame": lit(variables)}, take_frames(data, slice(len(ids))))
+                found = take_frames(found, np.minimum(np.arange(room), len(ids) - 1))
+                variables = {**variables, "frame": found.replace(light=variables["frame"].light)}
                 continue
             draws = _draws(len(ids), config, turn.steps, number * len(turns) + place)
-            variables = run(variables, draws, data, start.params, near)
+            variables = run(variables, draws, data, start.params, kernel)
         jax.block_until_ready(variables)
         if keep:
             keep.save(f"{name}-rounds", variables, done=number + 1)
-    frames, fitted = jax.tree_util.tree_map(np.array, solved.frames), take_frames(variables["frame"], slice(len(ids)))
+    frames, fitted = jax.tree_util.tree_map(np.array, solved.frames), lit(variables)
     put_frames(frames, ids, fitted)
     if config.changing_light and len(ids) > 1:
         frames = frames.replace(light=_between(np.asarray(fitted.light), ids, len(frames.light)))
     tell(1, 1)
     return dataclasses.replace(solved.lit_from(variables["shared"], frames), params=variables["params"])
+
+
+def _kernel(ids: np.ndarray, room: int, width: float) -> Float[np.ndarray, "room room"]:
+    """Rows that average over key frames `ids` with a Gaussian of this standard deviation in frames; none over padding.
+
+    A light that is such a mean of unknowns without correlation has a Gaussian process in time as its prior. Unlike a
+    penalty on differences it also lets every frame that is drawn speak for its neighbours' light.
+    """
+    kernel = np.zeros((room, room), np.float32)
+    apart = (ids[:, None] - ids[None]) / max(width, 1e-3)
+    near = np.exp(-0.5 * apart.astype(np.float64) ** 2)
+    kernel[: len(ids), : len(ids)] = near / near.sum(axis=1, keepdims=True)
+    return kernel
 
 
 def _draws(count: int, config: FitConfig, steps: int, turn: int) -> Array:
@@ -246,11 +265,12 @@ def linear_start(dark: Registration, given: Pictures, ids: np.ndarray) -> Regist
 
     Least squares of linear radiance over pixels that are not burnt out, on a few frames, without negative light where
     rows are lamps. A network is only nearly linear, so this is where Adam starts; the paper starts from darkness.
-    With `config.changing_light` every key frame then gets what its own pixels say, close to the clip's.
+    With `config.changing_light` some key frames then get what their own pixels say, close to the clip's, and those
+    between them what lies between.
     """
     config, rows = dark.config, dark.lights.rows
-    few = ids[np.linspace(0, len(ids) - 1, min(_LINEAR_FRAMES, len(ids))).astype(int)]
-    many = ids if config.changing_light else few
+    wanted = _LINEAR_CHANGING if config.changing_light else _LINEAR_FRAMES
+    few = ids[np.linspace(0, len(ids) - 1, min(wanted, len(ids))).astype(int)]
 
     @jax.jit
     def responses(params: PyTree, shared: PyTree, frame: PyTree, data: RenderedData) -> tuple[Array, Array]:
@@ -267,7 +287,7 @@ def linear_start(dark: Registration, given: Pictures, ids: np.ndarray) -> Regist
         return (each - none) / _LINEAR_UNIT, inside(coverage)
 
     systems = []
-    for i in many:
+    for i in few:
         data = dark.data(given, np.array([i]))
         one = take_frames(data, 0)
         basis, mask = responses(dark.params, dark.shared, take_frames(dark.frames, int(i)), one)
@@ -281,7 +301,7 @@ def linear_start(dark: Registration, given: Pictures, ids: np.ndarray) -> Regist
     frames = dark.frames
     if config.changing_light:
         own = np.stack([_least_squares([s], light, 10 * _LINEAR_RIDGE, positive) for s in systems])
-        frames = frames.replace(light=_between(own - light, many, len(frames.light)))
+        frames = frames.replace(light=_between(own - light, few, len(frames.light)))
     code = dark.shared.code.replace(light=jnp.asarray(light, jnp.float32))
     return dark.lit_from(dark.shared.replace(code=code), frames)
 
