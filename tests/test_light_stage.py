@@ -1,6 +1,7 @@
 """The virtual light stage: its lights, cameras, patterns and performance; and that its pictures are what these say."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -249,6 +250,11 @@ def test_a_capture_is_the_same_to_the_bit_and_goes_on_where_it_was_stopped(folde
                 for name in a.files:
                     np.testing.assert_array_equal(a[name], b[name])
     assert (again / "capture.json").read_text() == (folder / "capture.json").read_text()
+    facts = json.loads((again / "capture.json").read_text())
+    facts["entries"].append(facts["entries"][0] | {"file": "frames/traced-000.npz", "split": "test"})
+    (again / "capture.json").write_text(json.dumps(facts))
+    write_capture(again, TINY)  # nothing is missing, and what was added stays
+    assert json.loads((again / "capture.json").read_text()) == facts
 
 
 def test_a_folder_of_something_else_is_left_alone(folder, tmp_path):

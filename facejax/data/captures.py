@@ -131,13 +131,7 @@ class LightStage:
         self.facts = facts
         self.image_size = (int(facts["image_size"][0]), int(facts["image_size"][1]))
         self.texture_size, self.groups = int(facts["texture_size"]), int(facts["groups"])
-        try:
-            self.entries = tuple(Entry(**e) for e in facts["entries"])
-        except TypeError as error:
-            raise InputError(
-                f"An entry of {self.folder / 'capture.json'} is not as it should be ({error}): restore the file, or "
-                "make the capture again."
-            ) from error
+        self.entries = tuple(entries_in(facts, self.folder))
         cameras = _read(self.folder / "cameras.npz", _CAMERA_KEYS)
         self.cameras = {k: cameras[k].astype(np.float32) for k in _CAMERA_KEYS}
         self.n_cameras = len(self.cameras["rotation"])
@@ -223,6 +217,17 @@ def read_facts(folder: Path) -> dict[str, Any]:
     if needed:
         raise InputError(f"{path} lacks {', '.join(sorted(needed))}: restore it, or make the capture again.")
     return facts
+
+
+def entries_in(facts: dict[str, Any], folder: Path) -> list[Entry]:
+    """The entries that `capture.json` lists; `InputError` for one that is not as it should be."""
+    try:
+        return [Entry(**e) for e in facts["entries"]]
+    except TypeError as error:
+        raise InputError(
+            f"An entry of {folder / 'capture.json'} is not as it should be ({error}): restore the file, or make the "
+            "capture again."
+        ) from error
 
 
 def write_facts(folder: Path, entries: list[Entry], **facts: Any) -> None:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
-from facejax.data.captures import Entry, head_to_camera, mean_over_views, read_facts, write_facts
+from facejax.data.captures import Entry, entries_in, head_to_camera, mean_over_views, read_facts, write_facts
 from facejax.data.files import atomic_write, explain_os_errors
 from facejax.data.load import load_model
 from facejax.data.subjects import make_subject, relief_normals, surface_at, turn
@@ -482,7 +482,7 @@ def write_capture(folder: Path | str, spec: LightStageSpec, progress: Progress |
     _check_room(folder, capture_bytes(spec, len(studio.rest)) * len(missing) // spec.expressions)
     write_facts(
         folder,
-        entries,
+        [*entries, *_added_since(folder, entries)],
         kind="virtual light stage",
         made_by=f"facejax {_version()}",
         spec=told,
@@ -531,6 +531,14 @@ def _check_folder(folder: Path, told: dict[str, Any]) -> None:
             raise InputError(f"{folder} holds another capture ({other}): choose another folder, or the same options.")
     elif folder.is_dir() and any(folder.iterdir()):
         raise InputError(f"{folder} holds other files and no capture.json: choose a new or an empty folder.")
+
+
+def _added_since(folder: Path, made: list[Entry]) -> list[Entry]:
+    """What others have added to a capture that is being completed, such as path-traced test images."""
+    if not (folder / "capture.json").is_file():
+        return []
+    files = {e.file for e in made}
+    return [e for e in entries_in(read_facts(folder), folder) if e.file not in files]
 
 
 def _check_room(folder: Path, needed: int) -> None:
