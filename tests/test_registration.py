@@ -9,12 +9,13 @@ import pytest
 from toy_avatar import CODE, GROUPS, toy_avatar
 
 from facejax.data.video import open_video
+from facejax.fitting.adaptation import adapt, time_kernel
 from facejax.fitting.checkpoint import Checkpoint
 from facejax.fitting.config import FitConfig
 from facejax.fitting.flow import agreement, dense_flow
 from facejax.fitting.flow_fit import flow_solver
 from facejax.fitting.light_models import HarmonicLight, ShadowedLight, light_model
-from facejax.fitting.registration import Pictures, Registration, adapt, register
+from facejax.fitting.registration import Pictures, Registration, register
 from facejax.fitting.rendered_fit import (
     flow_loss,
     inside,
@@ -266,6 +267,17 @@ def test_a_changing_light_has_a_code_per_frame_and_is_continued_between(clip):
     light = lit.frames.light
     assert np.abs(np.diff(light, axis=0)).max() > 0
     np.testing.assert_allclose(light[2], 0.5 * (light[1] + light[3]), atol=1e-6)
+
+
+def test_a_changing_light_averages_over_time_and_ignores_padding():
+    ids = np.array([0, 2, 4, 30])
+    kernel = time_kernel(ids, 6, width=2.0)
+    np.testing.assert_allclose(kernel[:4].sum(axis=1), 1.0, rtol=1e-6)
+    assert not kernel[4:].any()
+    assert not kernel[:, 4:].any()
+    np.testing.assert_allclose(kernel[0, 1] / kernel[0, 0], np.exp(-0.5), rtol=1e-6)
+    np.testing.assert_allclose(kernel[3, 3], 1.0, atol=1e-6)  # alone in its time
+    np.testing.assert_allclose(time_kernel(ids, 4, width=0.0), np.eye(4), atol=1e-9)
 
 
 def test_registration_moves_the_chosen_frames_towards_the_truth(clip):

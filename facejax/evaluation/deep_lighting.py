@@ -22,9 +22,10 @@ from jaxtyping import Float
 from facejax.data.files import atomic_write
 from facejax.data.video import Video, open_video
 from facejax.evaluation.truth_clip import Truth
+from facejax.fitting.adaptation import adapt
 from facejax.fitting.config import FitConfig
 from facejax.fitting.crops import face_boxes
-from facejax.fitting.registration import Pictures, Registration, adapt, register, registration_of
+from facejax.fitting.registration import Pictures, Registration, register, registration_of
 from facejax.fitting.rendered_fit import inside
 from facejax.fitting.sequence import fit_sequence
 from facejax.fitting.variables import pose_of, spread_frames

@@ -15,6 +15,7 @@ import numpy as np
 from facejax.data.landmarks import Landmarks, detect_landmarks, landmark_confidence, load_landmarks
 from facejax.data.results import Fitted, TrackResult, assemble
 from facejax.data.video import Masks, Video, load_masks, open_video
+from facejax.fitting.adaptation import adapt
 from facejax.fitting.checkpoint import Checkpoint, fingerprint
 from facejax.fitting.config import FitConfig
 from facejax.fitting.crops import crop_image, detail, face_boxes, key_frame_images
@@ -35,7 +36,7 @@ from facejax.fitting.photometric_fit import (
     photometric_objective,
     picture_axes,
 )
-from facejax.fitting.registration import Pictures, Registration, adapt, register
+from facejax.fitting.registration import Pictures, Registration, register
 from facejax.fitting.samples import sample_surface, visible_points
 from facejax.fitting.texture import combine, fill_holes, on_image, texture_chart, unwrap_frame, unwrap_ratio
 from facejax.fitting.variables import (
