@@ -20,6 +20,8 @@ from facejax.renderers.sh import irradiance_basis, rotate_sh
 from facejax.renderers.shadows import shadowed_transfer
 from facejax.renderers.visibility import distant_visibility
 
+_LEAST_OPEN = 0.05  # of the sky; vertices that see less are inside the mouth or the neck
+
 
 @runtime_checkable
 class LightModel(Protocol):
@@ -86,7 +88,9 @@ class HarmonicLight:
 class ShadowedLight:
     """Self-shadowed harmonics: precomputed transfer with cast shadows, 81 coefficients per colour (Dib et al. 2021).
 
-    Visibility is found at the vertices, along directions fixed in the head frame.
+    Visibility is found at the vertices, along directions fixed in the head frame. The texture that is lit was seen
+    under light from everywhere, so it holds that light's occlusion already: transfer is that of the light over that of
+    even light, and even light shows the texture as it is.
     """
 
     topology: Topology
@@ -98,10 +102,13 @@ class ShadowedLight:
         return self.bands**2
 
     def prepare(self, vertices: Float[Array, "v 3"]) -> Array:
-        """Transfer of every vertex, (v, rows), head frame."""
+        """Transfer of every vertex over that of even light, (v, rows), head frame."""
         towards = sphere_directions(self.directions)
         visible = distant_visibility(vertices, self.topology.faces, towards)
-        return shadowed_transfer(visible, towards, vertex_normals(vertices, self.topology.faces), self.bands)
+        transfer = shadowed_transfer(visible, towards, vertex_normals(vertices, self.topology.faces), self.bands)
+        even = jnp.sqrt(4 * jnp.pi) * transfer[:, :1]  # ambient occlusion: 1 where nothing is in the way
+        alike = jnp.eye(self.rows)[0] / jnp.sqrt(4 * jnp.pi)  # lit by the mean of all light
+        return jnp.where(even > _LEAST_OPEN, transfer / jnp.maximum(even, _LEAST_OPEN), alike)
 
     def lit(self, params: PyTree, face: Face, light: Float[Array, "r 3"], pose: Pose, prepared: Array) -> Face:
         """See `LightModel.lit`."""
