@@ -252,7 +252,7 @@ def test_a_full_disk(home, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tarfile.TarFile, "extract", full)
+    monkeypatch.setattr(assets.shutil, "copyfileobj", full)
     with pytest.raises(InputError, match="disk is full"):
         assets.install("toy", _tar(tmp_path / "x.tar.gz", _good()))
     assert _files_in(home) == []

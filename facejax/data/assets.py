@@ -348,7 +348,13 @@ def _extract_tar(archive: Path, folder: Path, wanted: frozenset[str]) -> None:
             if not (member.isfile() or member.isdir()):
                 raise _refuse_member(archive, member.name, "is neither a file nor a folder")
             if member.isfile() and PurePosixPath(member.name).name in wanted:
-                tar.extract(member, folder, filter="data")
+                # by hand, since `extract` has its `filter` from Python 3.11.4 on
+                target = folder / PurePosixPath(member.name.replace("\\", "/"))
+                target.parent.mkdir(parents=True, exist_ok=True)
+                content = tar.extractfile(member)
+                assert content is not None  # a file has content
+                with content, target.open("wb") as out:
+                    shutil.copyfileobj(content, out)
 
 
 def _extract_zip(archive: Path, folder: Path, wanted: frozenset[str]) -> None:
