@@ -145,4 +145,4 @@ def test_an_avatar_takes_no_identity(tmp_path):
 def test_somebody_else_s_avatar_is_called_so():
     assert how_it_fits(1.2) == ""
     assert how_it_fits(None) == ""
-    assert "off by 7.5 % of the eye distance" in how_it_fits(7.5)
+    assert "lips are off by 7.5 % of the eye distance" in how_it_fits(7.5)

@@ -125,7 +125,7 @@ def track(
         known = {"intrinsics": intrinsics is not None, "identity": identity is not None, "ipd_mm": ipd_mm}
         notes = _notes(clip, seen)
         if view is not None:
-            notes += filter(None, [how_it_fits(reached["landmarks"]["inner_face"])])
+            notes += filter(None, [how_it_fits(reached["landmarks"]["lips"])])
         if resume:
             notes.append(
                 "went on from an interrupted run: times are of this run" if resumed else "nothing to go on from"
