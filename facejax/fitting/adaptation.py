@@ -21,7 +21,7 @@ from facejax.fitting.variables import FrameVariables, put_frames, take_frames
 from facejax.geometry.colour import srgb_to_linear
 from facejax.geometry.errors import InputError
 from facejax.geometry.records import PyTree
-from facejax.models.head import Stage, Turn
+from facejax.models.head import Stage
 
 _ROOM = 128  # key frames that arrays have room for, or a multiple
 _LINEAR_FRAMES = 4
@@ -52,9 +52,10 @@ def adapt(
     if not len(ids):
         raise InputError("Adaptation needs a key frame in which a face was found, and there is none: check the frames.")
     turns = turns_of(stage, config)
+    flows = {turn: by_flow(start, turn) for turn in turns if turn.by == "flow"}
     solved = start.unlit()
     if config.light_start == "linear":
-        solved = _aligned_start(solved, given, ids, turns)
+        solved = _aligned_start(solved, given, ids, next(iter(flows.values()), None))
     one = rendered_objective(solved.head, solved.lights, solved.render, solved.camera, solved.reference_px, config)
     # Any number of key frames fills the same arrays, so that another number compiles nothing anew.
     room = -(-len(ids) // _ROOM) * _ROOM
@@ -81,8 +82,7 @@ def adapt(
     if kept:
         variables = jax.tree_util.tree_map(jnp.asarray, kept[0])
     runs: list[Callable[..., Any]] = [
-        by_flow(start, turn) if turn.by == "flow" else stepwise(loss, turn.free, steps=turn.steps, rate=turn.rate)
-        for turn in turns
+        flows[turn] if turn in flows else stepwise(loss, turn.free, steps=turn.steps, rate=turn.rate) for turn in turns
     ]
 
     def lit(v: PyTree) -> FrameVariables:
@@ -93,7 +93,7 @@ def adapt(
     for number in range(done, stage.rounds):
         for place, (turn, run) in enumerate(zip(turns, runs, strict=True)):
             tell(number * len(turns) + place, stage.rounds * len(turns))
-            if turn.by == "flow":
+            if turn in flows:
                 found = run({**variables, "frame": lit(variables)}, take_frames(data, slice(len(ids))))
                 found = take_frames(found, np.minimum(np.arange(room), len(ids) - 1))
                 variables = {**variables, "frame": found.replace(light=variables["frame"].light)}
@@ -111,16 +111,17 @@ def adapt(
     return dataclasses.replace(solved.lit_from(variables["shared"], frames), params=variables["params"])
 
 
-def _aligned_start(dark: Registration, given: Pictures, ids: np.ndarray, turns: tuple[Turn, ...]) -> Registration:
-    """`linear_start`, the frames moved by flow under that light, and the light found again."""
-    flow = next((t for t in turns if t.by == "flow"), None)
-    if flow is None:
+def _aligned_start(
+    dark: Registration, given: Pictures, ids: np.ndarray, follow: Callable[..., FrameVariables] | None
+) -> Registration:
+    """`linear_start`, the frames moved by flow (`follow`, of `by_flow`) under that light, and the light found again."""
+    if follow is None:
         return linear_start(dark, given, ids)
     one_light = dataclasses.replace(dark, config=dataclasses.replace(dark.config, changing_light=False))
     first = linear_start(one_light, given, ids)
     variables = {"params": first.params, "shared": first.shared, "frame": take_frames(first.frames, ids)}
     frames = jax.tree_util.tree_map(np.array, dark.frames)
-    put_frames(frames, ids, by_flow(first, flow)(variables, first.data(given, ids)))
+    put_frames(frames, ids, follow(variables, first.data(given, ids)))
     return linear_start(dark.lit_from(dark.shared, frames), given, ids)
 
 

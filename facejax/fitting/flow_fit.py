@@ -64,7 +64,7 @@ def flow_solver(
     """
     count = head.topology.n_vertices
     few = np.arange(0, count, max(count // _VERTICES, 1))
-    corners = np.ones((len(few), 3), np.float32) * [1.0, 0.0, 0.0]
+    corners = np.tile(np.array([1, 0, 0], np.float32), (len(few), 1))
     thinned = head.at_points(SurfacePoints(np.repeat(few[:, None], 3, axis=1).astype(np.int32), corners))
     prior = config.code_weight / config.flow_weight
 
