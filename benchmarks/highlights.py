@@ -20,8 +20,8 @@ from machine import machine_facts, print_table
 from facejax.data.avatars import load_avatar
 from facejax.data.captures import LightStage, select
 from facejax.data.checkpoints import find_checkpoint, read_network
+from facejax.geometry.cameras import view_direction
 from facejax.models.avatar import AvatarFrame
-from facejax.models.deep_appearance import view_direction
 
 SEEN = 0.35  # squared cosine: both cameras look at the texel
 LIT = 0.1  # radiance under the full light below which a ratio means nothing

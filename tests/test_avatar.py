@@ -12,10 +12,10 @@ from facejax import FitConfig, fit_sequence
 from facejax.apps.avatar import how_it_fits
 from facejax.data.avatars import AVATAR, is_avatar, load_adapted, load_avatar, save_adapted
 from facejax.data.results import Fitted, derive_vertices
+from facejax.geometry.cameras import view_direction
 from facejax.geometry.errors import InputError
 from facejax.geometry.records import Pose
 from facejax.models.avatar import STAGES, AvatarClip, AvatarFrame
-from facejax.models.deep_appearance import view_direction
 from facejax.models.head import HeadModel
 
 CODES = np.random.default_rng(5).normal(size=(3, CODE)).astype(np.float32)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from facejax.geometry.cameras import view_direction
 from facejax.geometry.errors import InputError
 from facejax.geometry.records import Pose
 from facejax.geometry.rotations import rotvec_to_matrix
@@ -20,7 +21,6 @@ from facejax.models.deep_appearance import (
     DeepAppearanceModel,
     sample_code,
     statistics,
-    view_direction,
 )
 from facejax.models.layers import (
     Convolution,

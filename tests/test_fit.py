@@ -9,18 +9,17 @@ import numpy as np
 import pytest
 from toy_head import toy_codes, toy_head, toy_result
 
-from facejax.fitting import FitConfig, fit_sequence
+from facejax.fitting import FitConfig, Known, fit_sequence
+from facejax.fitting.plans import tracking
 from facejax.geometry.cameras import project, to_camera_frame
 from facejax.geometry.errors import InputError
 from facejax.geometry.records import Camera, Pose
 from facejax.geometry.rotations import rotation_angle, rotvec_to_matrix
-from facejax.models.head import Stage
-from facejax.models.morphable import REGIONS, Expression, MorphableHead
+from facejax.models.morphable import REGIONS, Expression
 from facejax.renderers import make_renderer
 
 N = 6
 SIZE = (320, 240)
-MOTION = ("frame.pose", "frame.code")
 # priors and smoothness pull a fit away from exact data: here they only settle what the data leave open
 EXACT = FitConfig(
     texture=False, key_frames=N, prior_weight=1e-3, pose_smoothness=1e-3, code_smoothness=1e-3, size=64, window=8,
@@ -28,17 +27,23 @@ EXACT = FitConfig(
 )  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class QuickHead(MorphableHead):
-    """A head that is fitted in few steps, whatever the library's own table says."""
+def quick(config, known):
+    """Few steps, whatever the library's own plan says."""
+    stages = []
+    steps = {"identity": 250, "motion": 200, "skin": 20, "refinement": 4}
+    for stage in tracking(config, known):
+        if stage.name in steps:
+            (turn,) = stage.turns
+            rate = 0.3 if stage.name == "refinement" else 1.0
+            stages.append(
+                dataclasses.replace(stage, turns=(dataclasses.replace(turn, steps=steps[stage.name], rate=rate),))
+            )
+    return tuple(stages)
 
-    def stages(self, preset):
-        return (
-            Stage("identity", "landmarks", "key", ("shared.code.shape", "shared.log_focal", *MOTION), steps=250),
-            Stage("motion", "landmarks", "all", MOTION, steps=200),
-            Stage("skin", "photometric", "key", ("shared.code.skin", "frame.light"), steps=20),
-            Stage("refinement", "photometric", "all", (*MOTION, "frame.light"), steps=4, rate=0.3),
-        )
+
+def fit(frames, head, *, config=EXACT, intrinsics=None, **more):
+    stages = quick(config, Known(zoom=intrinsics is not None))
+    return fit_sequence(frames, head, config=config, intrinsics=intrinsics, stages=stages, **more)
 
 
 @functools.cache
@@ -46,8 +51,7 @@ def head():
     plain = toy_head(16, 24)
     empty = dict.fromkeys(REGIONS, np.zeros(plain.topology.n_vertices, np.float32))
     regions = {**empty, "narrow_face": plain.regions["skin"], **plain.regions}
-    fields = {f.name: getattr(plain, f.name) for f in dataclasses.fields(plain)}
-    return QuickHead(**{**fields, "regions": regions})
+    return dataclasses.replace(plain, regions=regions)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -101,7 +105,7 @@ def degrees_apart(result, poses):
 def tracked():
     frames, landmarks, poses, camera, person = clip()
     stages = []
-    result = fit_sequence(
+    result = fit(
         frames, head(), landmarks=landmarks, intrinsics=intrinsics(camera), config=EXACT,
         progress=lambda stage, done, total: stages.append((stage, done, total)),
     )  # fmt: skip
@@ -134,7 +138,7 @@ def test_a_long_lens():
     """8 degrees over the image's width: almost no perspective, which is no reason to lose the head."""
     focal = 160 / np.tan(np.radians(4))
     frames, landmarks, poses, camera, _ = clip(focal=focal, distance=0.75 * focal / 400)
-    result = fit_sequence(frames, head(), landmarks=landmarks, intrinsics=intrinsics(camera), config=EXACT)
+    result = fit(frames, head(), landmarks=landmarks, intrinsics=intrinsics(camera), config=EXACT)
     assert degrees_apart(result, poses).max() < 0.4
     np.testing.assert_allclose(result.translation[:, 2], poses.translation[:, 2], rtol=0.02)
     assert np.linalg.norm(result.landmarks - landmarks, axis=-1).mean() < 0.3
@@ -146,7 +150,7 @@ def test_frames_without_a_face_are_bridged_and_flagged():
     gone = landmarks.copy()
     gone[[0, 3]] = np.nan
     gone[4, 100:200] = np.nan  # part of a face is still a face
-    result = fit_sequence(frames, head(), landmarks=gone, intrinsics=intrinsics(camera), config=EXACT)
+    result = fit(frames, head(), landmarks=gone, intrinsics=intrinsics(camera), config=EXACT)
     np.testing.assert_array_equal(result.valid, [False, True, True, False, True, True])
     assert [result.status_names[s] for s in result.status[[0, 3]]] == ["no face found"] * 2
     apart = degrees_apart(result, poses)
@@ -161,7 +165,7 @@ def test_frames_without_a_face_are_bridged_and_flagged():
 
 def test_unknown_focal_length_is_solved_for_within_its_prior():
     frames, landmarks, poses, _, _ = clip()
-    result = fit_sequence(frames, head(), landmarks=landmarks, config=EXACT)
+    result = fit(frames, head(), landmarks=landmarks, config=EXACT)
     guess = 160 / np.tan(np.radians(15))
     assert result.intrinsics[0, 0] != pytest.approx(guess)
     assert abs(result.intrinsics[0, 0] - 400) < abs(guess - 400)
@@ -171,7 +175,7 @@ def test_unknown_focal_length_is_solved_for_within_its_prior():
 
 def test_a_known_pupil_distance_sets_the_scale():
     frames, landmarks, _, camera, _ = clip()
-    result = fit_sequence(frames, head(), landmarks=landmarks, intrinsics=intrinsics(camera), config=EXACT, ipd_mm=66.0)
+    result = fit(frames, head(), landmarks=landmarks, intrinsics=intrinsics(camera), config=EXACT, ipd_mm=66.0)
     plain = tracked()[0]
     factor = result.translation[:, 2] / plain.translation[:, 2]
     pivots = head().eye_pivots(head().params, result.identity_code())
@@ -194,7 +198,7 @@ def test_pictures_give_colour_and_texture():
     ]
     frames = np.stack([np.clip(255 * x ** (1 / 2.2), 0, 255).astype(np.uint8) for x in truth])
     whole = dataclasses.replace(EXACT, texture=True)
-    result = fit_sequence(frames, head(), landmarks=landmarks, intrinsics=intrinsics(camera), config=whole)
+    result = fit(frames, head(), landmarks=landmarks, intrinsics=intrinsics(camera), config=whole)
     assert result.valid.all()
     assert degrees_apart(result, poses).max() < 1.0
     assert result.texture.shape == (32, 32, 3)
@@ -224,9 +228,9 @@ def test_bad_intrinsics_are_refused(bad):
 
 
 def test_a_camera_matrix_is_as_good_as_four_numbers():
-    from facejax.fitting.sequence import _camera_from
+    from facejax.fitting.sequence import camera_from
 
-    camera = _camera_from([[400, 0, 160], [0, 410, 120], [0, 0, 1]])
+    camera = camera_from([[400, 0, 160], [0, 410, 120], [0, 0, 1]])
     np.testing.assert_allclose(camera.focal, [400, 410])
     np.testing.assert_allclose(camera.principal_point, [160, 120])
 

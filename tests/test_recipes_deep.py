@@ -13,11 +13,12 @@ from toy_head import toy_head
 from facejax.data.captures import Entry, LightStage, head_to_camera, mean_over_views, write_facts
 from facejax.data.checkpoints import read_network, unflatten
 from facejax.data.sources import Batches
+from facejax.geometry.cameras import view_direction
 from facejax.geometry.errors import InputError
 from facejax.geometry.meshes import vertex_normals
 from facejax.geometry.records import Camera, Pose
 from facejax.geometry.rotations import rotvec_to_matrix
-from facejax.models.deep_appearance import DeepAppearanceConfig, DeepAppearanceModel, view_direction
+from facejax.models.deep_appearance import DeepAppearanceConfig, DeepAppearanceModel
 from facejax.models.lighting_network import LightingNetwork, LightingNetworkConfig, relight, rig_pose_features
 from facejax.objectives.deep_appearance import lighting_terms
 from facejax.renderers.textured import draw_texture

@@ -24,13 +24,12 @@ from facejax.fitting.rendered_fit import (
     rendered_objective,
 )
 from facejax.fitting.variables import ClipVariables, FrameVariables, pose_of, take_frames, variables_of
-from facejax.geometry.cameras import project, to_camera_frame
+from facejax.geometry.cameras import project, to_camera_frame, view_direction
 from facejax.geometry.colour import linear_to_srgb_bytes
 from facejax.geometry.errors import InputError
 from facejax.geometry.records import Camera, Pose
 from facejax.geometry.rotations import rotvec_to_matrix
 from facejax.models.avatar import AvatarClip, AvatarFrame
-from facejax.models.deep_appearance import view_direction
 from facejax.models.head import Stage, Turn
 from facejax.renderers.textured import make_textured_renderer
 

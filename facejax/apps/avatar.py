@@ -25,15 +25,13 @@ from facejax.data.avatars import AVATAR, load_adapted, save_adapted
 from facejax.data.results import Fitted, TrackResult
 from facejax.data.video import Video, write_video
 from facejax.fitting.config import FitConfig
-from facejax.fitting.light_models import light_model
 from facejax.geometry.colour import linear_to_srgb, linear_to_srgb_bytes, luminance, srgb_to_linear
 from facejax.geometry.errors import InputError
-from facejax.geometry.records import Camera, Pose
+from facejax.geometry.records import Camera, Image, Pose, PyTree
 from facejax.models.avatar import Avatar
-from facejax.models.deep_appearance import view_direction
 from facejax.objectives.metrics import hull_coverage, hull_mask, psnr, ssim
 from facejax.renderers.lights import Light, NearLights, power_along
-from facejax.renderers.textured import make_textured_renderer
+from facejax.scenes import Scene, make_scene
 
 AVATAR_FILES = (AVATAR, "avatar.mp4", "avatar.png")
 """What `facejax track` adds to a result where the head is an avatar."""
@@ -94,27 +92,22 @@ class AvatarView:
         code: of the light; None is the clip's own, under which the lighting network is the adapted one. Under others it
         is as it was trained: what adaptation learnt holds for the clip alone.
         """
-        own = self.fitted.shared.light + self.fitted.light[frame]
-        draw = _drawer(self, size, own=code is None)
-        frames = jax.tree_util.tree_map(lambda x: x[frame], self.fitted.frames)
-        light = own if code is None else jnp.asarray(code, jnp.float32)
+        draw = _drawer(
+            make_scene(self.avatar, size, light_model=self.config.light_model if code is None else "network")
+        )
+        codes = jax.tree_util.tree_map(lambda x: x[frame], self.fitted.frames)
+        light = self.fitted.light[frame] if code is None else code
         params = self.fitted.params if code is None else self.avatar.params
-        return np.array(draw(params, frames, light, pose, camera), np.float32)
+        image = draw(params, self.fitted.shared, codes, jnp.asarray(light, jnp.float32), pose, camera)
+        return np.concatenate([image.colour, np.asarray(image.coverage)[..., None]], axis=-1, dtype=np.float32)
 
 
 @functools.lru_cache(maxsize=4)
-def _drawer(view: AvatarView, size: tuple[int, int], own: bool) -> Callable[..., Array]:
-    avatar, render = view.avatar, make_textured_renderer(view.avatar.topology, size)
-    lights = light_model(avatar, view.config if own else FitConfig())
+def _drawer(scene: Scene) -> Callable[..., Image]:
+    def draw(params: PyTree, clip: PyTree, frame: PyTree, light: Array, pose: Pose, camera: Camera) -> Image:
+        return scene.view(params, clip, frame, light, pose, camera).image
 
-    @jax.jit
-    def draw(params: Any, frame: Any, light: Array, pose: Pose, camera: Camera) -> Array:
-        face = avatar.decode(params, avatar.init_code()[0], frame, view_direction(pose))
-        lit = lights.lit(params, face, light, pose, lights.prepare(face.vertices))
-        image = render(lit, jnp.zeros((1, 3)), pose, camera)
-        return jnp.concatenate([image.colour, image.coverage[..., None]], axis=-1)
-
-    return draw
+    return jax.jit(draw)
 
 
 def over(picture: Float[np.ndarray, "h w 4"], behind: Rgb) -> Rgb:

@@ -125,7 +125,7 @@ def save_adapted(folder: Path | str, avatar: Avatar, fitted: Fitted, about: dict
         },
         "clip": {
             "code": fitted.frames.code,
-            "light": np.asarray(fitted.shared.light)[None] + np.asarray(fitted.light),
+            "light": np.asarray(fitted.light),
         },
     }
     facts = {
@@ -162,7 +162,7 @@ def load_adapted(path: Path | str) -> tuple[Avatar, Fitted, dict[str, Any]]:
     avatar = avatar_from(facts["name"], facts["appearance"], facts["network"], **parts)
     fitted = Fitted(
         params={**avatar.params, "lighting": adapted},
-        shared=AvatarClip(light=jnp.zeros(light.shape[1:])),
+        shared=AvatarClip(),
         frames=AvatarFrame(code=jnp.zeros(code.shape[1:])).replace(code=jnp.asarray(code)),
         light=jnp.asarray(light),
     )

@@ -245,14 +245,14 @@ class _ImagesReader:
     damaged: frozenset[int] = frozenset()
 
     def __init__(self, paths: list[Path]) -> None:
-        self._paths = paths
+        self.paths = paths
 
     def iterate(self, start: int, stop: int, max_side: int | None) -> Iterator[np.ndarray]:
         return self.read(range(start, stop), max_side)
 
     def read(self, indices: Sequence[int], max_side: int | None) -> Iterator[np.ndarray]:
         for i in indices:
-            yield _shrink(_read_image(self._paths[i]), max_side)
+            yield _shrink(_read_image(self.paths[i]), max_side)
 
 
 def natural_key(path: Path) -> list[tuple[int, int, str]]:
@@ -660,7 +660,7 @@ class Masks:
 
     n_frames: int
     size: tuple[int, int]
-    _paths: tuple[Path, ...] = dataclasses.field(repr=False)
+    paths: tuple[Path, ...] = dataclasses.field(repr=False)
 
     def frames(
         self, start: int = 0, stop: int | None = None, *, max_side: int | None = None
@@ -669,13 +669,13 @@ class Masks:
         stop = self.n_frames if stop is None else stop
         if not 0 <= start < stop <= self.n_frames:
             raise InputError(f"masks {start}:{stop} were asked for, but there are {self.n_frames}.")
-        return (_read_mask(p, max_side) for p in self._paths[start:stop])
+        return (_read_mask(p, max_side) for p in self.paths[start:stop])
 
     def read(
         self, indices: Sequence[SupportsIndex] | np.ndarray, *, max_side: int | None = None
     ) -> Bool[np.ndarray, "n h w"]:
         """The masks of these frame numbers as one array."""
-        return np.stack([_read_mask(self._paths[int(i)], max_side) for i in np.asarray(indices).reshape(-1)])
+        return np.stack([_read_mask(self.paths[int(i)], max_side) for i in np.asarray(indices).reshape(-1)])
 
 
 def _read_mask(path: Path, max_side: int | None) -> np.ndarray:
@@ -717,7 +717,7 @@ def load_masks(folder: str | os.PathLike[str], video: Video) -> Masks:
                 f"Masks must have the video's size, {video.size[0]} x {video.size[1]}, "
                 f"and {p.name} is {size[0]} x {size[1]}."
             )
-    return Masks(n_frames=len(paths), size=video.size, _paths=tuple(paths))
+    return Masks(n_frames=len(paths), size=video.size, paths=tuple(paths))
 
 
 # Writing -------------------------------------------------------------------------------------------------------------

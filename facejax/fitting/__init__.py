@@ -1,6 +1,20 @@
-"""Analysis by synthesis: a head's variables from pictures."""
+"""Analysis by synthesis: a scene's unknowns from pictures."""
 
 from facejax.fitting.config import FitConfig
+from facejax.fitting.plans import Known, plan_for
+from facejax.fitting.schedule import Stage
 from facejax.fitting.sequence import fit_sequence
+from facejax.fitting.solve import Descent, GaussNewton, Lots, Settle, Turn
 
-__all__ = ["FitConfig", "fit_sequence"]
+__all__ = [
+    "Descent",
+    "FitConfig",
+    "GaussNewton",
+    "Known",
+    "Lots",
+    "Settle",
+    "Stage",
+    "Turn",
+    "fit_sequence",
+    "plan_for",
+]

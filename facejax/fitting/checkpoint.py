@@ -2,16 +2,21 @@
 
 import dataclasses
 import hashlib
-import json
+import os
 import shutil
+import types
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+import facejax
 from facejax.data.files import atomic_write
+from facejax.data.video import Masks, Video
+from facejax.geometry.errors import InputError
 from facejax.geometry.records import PyTree
 
 
@@ -52,7 +57,76 @@ class Checkpoint:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def fingerprint(**facts: Any) -> str:
-    """A short digest of everything that decides a result."""
-    text = json.dumps({k: repr(v) for k, v in facts.items()}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
+def fingerprint(*facts: Any, **named: Any) -> str:
+    """A short digest of the content of everything that decides a result, and of this version of facejax.
+
+    Arrays count by dtype, shape and bytes; files by path, size and time of change, folders by all their files; records,
+    collections and functions by their parts. Raises `InputError` for a thing whose content cannot be told.
+    """
+    digest = hashlib.sha256(facejax.__version__.encode())
+    _add(digest, facts)
+    _add(digest, named)
+    return digest.hexdigest()[:24]
+
+
+def _add(digest: Any, fact: Any) -> None:
+    digest.update(f"<{type(fact).__module__}.{type(fact).__qualname__}>".encode())
+    if fact is None or isinstance(fact, (bool, int, float, complex, bytes)):
+        digest.update(repr(fact).encode())
+    elif isinstance(fact, (str, os.PathLike)):
+        digest.update(str(fact).encode())
+        _add_files(digest, Path(fact))
+    elif isinstance(fact, (np.ndarray, np.generic, jax.Array)):
+        array = np.asarray(fact)
+        digest.update(f"{array.dtype} {array.shape}".encode())
+        if array.dtype.hasobject:
+            _add(digest, array.tolist())
+        else:
+            digest.update(np.ascontiguousarray(array).data if array.size else b"")
+    elif isinstance(fact, Video):
+        _add_video(digest, fact)
+    elif isinstance(fact, Masks):
+        for path in fact.paths:
+            _add_files(digest, Path(path))
+    elif isinstance(getattr(fact, "sha256", None), str):  # heads
+        digest.update(fact.sha256.encode())
+    elif isinstance(fact, Mapping):
+        _add(digest, sorted(map(str, fact)))
+        for key in sorted(fact, key=str):
+            _add(digest, fact[key])
+    elif isinstance(fact, (tuple, list, set, frozenset)):
+        for item in sorted(fact, key=repr) if isinstance(fact, (set, frozenset)) else fact:
+            _add(digest, item)
+        digest.update(f"<{len(fact)}>".encode())
+    elif dataclasses.is_dataclass(fact) and not isinstance(fact, type):
+        for field in dataclasses.fields(fact):
+            digest.update(field.name.encode())
+            _add(digest, getattr(fact, field.name))
+    elif isinstance(fact, types.FunctionType):
+        digest.update(f"{fact.__module__}.{fact.__qualname__}".encode() + fact.__code__.co_code)
+        for cell in fact.__closure__ or ():
+            _add(digest, cell.cell_contents)
+    else:
+        raise InputError(
+            f"What a {type(fact).__name__} holds cannot be told from one run to the next: leave `checkpoint` out."
+        )
+
+
+def _add_files(digest: Any, path: Path) -> None:
+    """A file as it is now, or every file of a folder; nothing where there is none of that name."""
+    path = path.expanduser()
+    if not path.exists():
+        return
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    for file in files:
+        facts = file.stat()
+        digest.update(f"{file} {facts.st_size} {facts.st_mtime_ns}".encode())
+
+
+def _add_video(digest: Any, clip: Video) -> None:
+    digest.update(f"{clip.first} {clip.n_frames} {clip.size}".encode())
+    if clip.path is not None:
+        _add(digest, Path(clip.path))
+        return
+    for frame in clip.frames():  # an array
+        digest.update(np.ascontiguousarray(frame).data)

@@ -1,18 +1,29 @@
 """One UV texture per clip: pictures unwrapped through the fitted head, light divided out, frames combined robustly."""
 
+import functools
+from collections.abc import Callable
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from facejax.fitting.config import FitConfig
+from facejax.fitting.footage import crop_image, read_frames
+from facejax.fitting.schedule import Job
+from facejax.geometry.colour import srgb_to_linear
 from facejax.geometry.meshes import vertex_normals
-from facejax.geometry.records import Camera, Face, Pose
+from facejax.geometry.records import Camera, Face, Pose, PyTree
+from facejax.models.head import HeadModel
 from facejax.renderers.deferred import vertex_light
 from facejax.renderers.texture import sample_bilinear
-from facejax.renderers.uv import Chart, at_texels, fill_holes, locate_texels, texture_chart
+from facejax.renderers.uv import at_texels, fill_holes, locate_texels, texture_chart
 from facejax.renderers.uv import on_image as drawn_at
+from facejax.scenes import Unknowns, make_scene
+from facejax.scenes.unknowns import light_in, take_frames, with_leaf
 
-__all__ = ["Chart", "combine", "fill_holes", "on_image", "texture_chart", "unwrap_frame", "unwrap_ratio"]
-
+_MARGIN = 2.2  # face crops, in widths of the landmarks' box
+_SMALLEST_PX, _LARGEST_PX = 64, 1024
 _TEXELS_AT_ONCE = 1 << 15  # keeps the temporaries of `combine` small
 
 
@@ -83,3 +94,75 @@ def combine(
 
 def _weighted_mean(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return (weight[..., None] * values).sum(axis=0) / np.maximum(weight.sum(axis=0), 1e-9)[:, None]
+
+
+@functools.lru_cache(maxsize=8)
+def _unwrapper(head: HeadModel, side: int, first: bool) -> Callable[..., tuple[Array, Array]]:
+    """(factor, confidence) per texel of one frame; of the first round from light, of later ones from the ratio of
+    picture to render."""
+    faces = head.topology.faces
+    scene = make_scene(head, (side, side), antialiased=False)
+
+    @jax.jit
+    def unwrap(
+        params: PyTree, clip: PyTree, frame: PyTree, picture: Array, ignore: Array, box: Array, triangles: Array,
+        weights: Array,
+    ) -> tuple[Array, Array]:  # fmt: skip
+        drawn = scene.picture(params, clip, frame, box)
+        linear, light = srgb_to_linear(picture), light_in(clip, frame)
+        factor, trust = unwrap_frame(
+            linear, ignore, drawn.face, light, drawn.pose, drawn.camera, faces, triangles, weights
+        )
+        if first:
+            return factor, trust
+        at = on_image(drawn.face, drawn.pose, drawn.camera)
+        return unwrap_ratio(linear, drawn.image.colour, at, triangles, weights), trust
+
+    return unwrap
+
+
+def solve_texture(job: Job, unknowns: Unknowns, config: FitConfig) -> Unknowns:
+    """Unwrap key frames through the fitted head into the clip's texture, then add what its renders still lack.
+
+    Each further round renders the key frames, unwraps the ratio of picture to render and multiplies it in (iterative
+    back-projection): resampling blurs, and this takes most of the blur back.
+    """
+    head, key = job.scene.head, job.key
+    (path,) = head.roles["texture"]
+    size, rounds = config.texture_size_for_preset, 1 + config.sharpening_for_preset
+    chart = texture_chart(head.topology, size)
+    boxes = job.footage.boxes(_MARGIN)
+    side = crop_side(float(np.median(boxes[key, 2])))
+    pictures = []
+    for i, (frame, mask) in zip(key, read_frames(job.footage.clip, job.footage.masks, key), strict=True):
+        ignore = np.zeros((side, side), np.float32) if mask is None else crop_image(mask, boxes[i], side)
+        pictures.append(((crop_image(frame, boxes[i], side) * 255).astype(np.uint8), ignore))
+    triangles, weights = jnp.asarray(chart.triangles), jnp.asarray(chart.weights)
+    texture = np.ones((size, size, 3), np.float32)
+    for n in range(rounds):
+        unwrap = _unwrapper(head, side, n == 0)
+        factors, trust = [], []
+        for done, (i, (picture, ignore)) in enumerate(zip(key, pictures, strict=True)):
+            job.report("texture", n * len(key) + done, rounds * len(key))
+            f, t = unwrap(unknowns.params, unknowns.clip, take_frames(unknowns.frames, int(i)),
+                          jnp.asarray(picture, jnp.float32) / 255, jnp.asarray(ignore), jnp.asarray(boxes[i]),
+                          triangles, weights)  # fmt: skip
+            factors.append(np.asarray(f, np.float16))
+            trust.append(np.asarray(t, np.float16))
+        colour, total = combine(np.stack(factors), np.stack(trust))
+        layer, weight = np.ones((size, size, 3), np.float32), np.zeros((size, size), np.float32)
+        layer.reshape(-1, 3)[chart.texels], weight.reshape(-1)[chart.texels] = colour, np.clip(2 * total, 0, 1)
+        if n == 0:
+            texture = fill_holes(layer, weight)
+        else:
+            texture = np.clip(texture * np.where(weight[..., None] > 0.2, layer, 1.0), 0.0, 20.0)
+        clip = with_leaf({"clip": unknowns.clip}, path, texture.astype(np.float32))["clip"]
+        unknowns = unknowns.replace(clip=clip)
+    job.report("texture", 1, 1)
+    return unknowns
+
+
+def crop_side(box_px: float) -> int:
+    """Side of the crops that a texture is unwrapped from: the power of two nearest to the face's size, so that most
+    clips share compiled code."""
+    return int(2 ** np.clip(np.round(np.log2(box_px)), np.log2(_SMALLEST_PX), np.log2(_LARGEST_PX)))

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from facejax.geometry.meshes import normalise
 from facejax.geometry.records import Camera, Pose
 
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -12,6 +13,11 @@ _HIGHEST = jax.lax.Precision.HIGHEST
 def to_camera_frame(points_head: Float[Array, "*n 3"], pose: Pose) -> Float[Array, "*n 3"]:
     """Points from the head frame to the camera frame, metres."""
     return jnp.matmul(points_head, pose.rotation.T, precision=_HIGHEST) + pose.translation
+
+
+def view_direction(pose: Pose) -> Float[Array, "3"]:
+    """Unit vector from the head's origin to the camera, in the head frame: a decoder's `view`."""
+    return normalise(-jnp.matmul(pose.translation, pose.rotation, precision=_HIGHEST))
 
 
 def project(points_camera: Float[Array, "*n 3"], camera: Camera) -> Float[Array, "*n 2"]:

@@ -89,3 +89,20 @@ class SurfacePoints:
     def on(self, vertices: Float[Array, "v 3"]) -> Float[Array, "n 3"]:
         """The points on a mesh with these vertices."""
         return barycentric_points(vertices, self.triangles, self.weights)
+
+
+def sample_surface(
+    vertices: np.ndarray, faces: np.ndarray, weight: np.ndarray, count: int, seed: int = 0
+) -> SurfacePoints:
+    """`count` points spread over a surface in proportion to area times the mean vertex `weight` (V,).
+
+    Stratified along the list of triangles, so the points are even; the same seed gives the same points.
+    """
+    a, b, c = (vertices[faces[:, i]] for i in range(3))
+    mass = 0.5 * np.linalg.norm(np.cross(b - a, c - a), axis=1) * weight[faces].mean(axis=1)
+    rng = np.random.default_rng(seed)
+    steps = (np.arange(count) + rng.uniform(size=count)) / count * mass.sum()
+    chosen = np.minimum(np.searchsorted(np.cumsum(mass), steps), len(faces) - 1)
+    u, v = np.sqrt(rng.uniform(size=count)), rng.uniform(size=count)
+    weights = np.stack([1 - u, u * (1 - v), u * v], axis=1)
+    return SurfacePoints(triangles=faces[chosen].astype(np.int32), weights=weights.astype(np.float32))

@@ -7,7 +7,6 @@ from facejax.models.deep_appearance import (
     DeepAppearanceModel,
     sample_code,
     statistics,
-    view_direction,
 )
 from facejax.models.lighting_network import (
     GainBias,
@@ -31,5 +30,4 @@ __all__ = [
     "rig_pose_features",
     "sample_code",
     "statistics",
-    "view_direction",
 ]

@@ -12,58 +12,22 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from facejax.geometry.cameras import view_direction
 from facejax.geometry.meshes import SurfacePoints, Topology, barycentric_points
 from facejax.geometry.records import Face, Pose, PyTree, Record, record
-from facejax.models.deep_appearance import DeepAppearanceModel, view_direction
-from facejax.models.head import Stage, Turn
+from facejax.models.deep_appearance import DeepAppearanceModel
 from facejax.models.landmark_names import IBUG68_FROM_MEDIAPIPE
 from facejax.models.lighting_network import LightingNetwork, lights_on_head, relight, rig_pose_features
 from facejax.models.morphable import REGIONS, Expression, Identity, MorphableHead, MorphableParams
 
 _HIGHEST = jax.lax.Precision.HIGHEST
-_MOTION = ("frame.pose", "frame.code")
-_LIGHT = ("shared.code.light", "frame.light")
-_NETWORK = ("params.lighting", *_MOTION)
+_ROLES: Mapping[str, tuple[str, ...]] = {"motion": ("frame.code",), "network": ("params.lighting",)}
 _FULL_MOVEMENT = 4.0  # standard deviations of a code
-
-
-def _stages(
-    landmark: int, light: int, network: int, refine: int, light_rate: float, refine_rate: float
-) -> tuple[Stage, ...]:
-    """Registration in the wild: steps 1, 2 (Algorithm 1) and 3 of the paper, with these iterations each."""
-    adaptation = (
-        Turn(free=_MOTION, steps=3, by="flow"),
-        Turn(free=_LIGHT, steps=light, rate=light_rate),
-        Turn(free=_NETWORK, steps=network, rate=0.1),
-    )
-    refinement = (
-        Turn(free=_MOTION, steps=6, by="flow"),
-        Turn(free=_MOTION, steps=refine, rate=refine_rate),
-    )
-    return (
-        Stage("expression", "landmarks", "key", _MOTION, steps=landmark),
-        Stage("motion", "landmarks", "all", _MOTION, steps=max(landmark // 4, 24)),
-        Stage("adaptation", "rendered", "key", turns=adaptation, rounds=4),
-        Stage("registration", "rendered", "all", turns=refinement),
-    )
-
-
-STAGES: Mapping[str, tuple[Stage, ...]] = {
-    "fast": _stages(landmark=150, light=30, network=60, refine=12, light_rate=5.0, refine_rate=0.5),
-    "full": _stages(landmark=1000, light=250, network=500, refine=1000, light_rate=0.5, refine_rate=0.4),
-}
-"""`full` takes as many iterations as the paper and its rates for light and network; `fast` few, with a bolder light.
-
-The paper's rate of 0.1 for pose and code is for Adam on its own units; here landmarks are fitted in whitened
-coordinates, and pictures at the rates of `facejax.fitting.optimise.RATES`."""
 
 
 @record
 class AvatarClip(Record):
-    """What is one for a clip."""
-
-    light: Float[Array, "g 3"]
-    """Lighting code: a colour for each group of lights (or a coefficient of harmonics, for the baselines)."""
+    """What is one for a clip: nothing. An avatar is one person, and its light is the scene's."""
 
 
 @record
@@ -101,17 +65,17 @@ class Avatar:
     light_group: np.ndarray | None = None
     """(d,) which row of a lighting code each of them belongs to."""
 
-    def stages(self, preset: str) -> tuple[Stage, ...]:
-        """See `HeadModel.stages`."""
-        return STAGES[preset]
+    @property
+    def roles(self) -> Mapping[str, tuple[str, ...]]:
+        """See `HeadModel.roles`: no texture is solved for, the avatar brings its appearance."""
+        return _ROLES
 
     def init_code(self) -> tuple[AvatarClip, AvatarFrame]:
-        """No light, and the code of all zeros; the paper starts its adaptation from both."""
-        return AvatarClip(light=self.network.no_light()), AvatarFrame(code=jnp.zeros(self.appearance.config.code))
+        """The code of all zeros, from which the paper starts its adaptation."""
+        return AvatarClip(), AvatarFrame(code=jnp.zeros(self.appearance.config.code))
 
-    def init_light(self, bands: int = 3) -> Float[Array, "g 3"]:
-        """What a frame adds to the clip's lighting code: nothing."""
-        del bands
+    def no_light(self) -> Float[Array, "g 3"]:
+        """The lighting code of darkness."""
         return self.network.no_light()
 
     def vertices(self, params: PyTree, shared: AvatarClip, frame: AvatarFrame) -> Float[Array, "v 3"]:

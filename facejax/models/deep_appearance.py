@@ -18,8 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from facejax.geometry.errors import InputError
-from facejax.geometry.meshes import normalise
-from facejax.geometry.records import Pose, PRNGKey, PyTree, Record, record
+from facejax.geometry.records import PRNGKey, PyTree, Record, record
 from facejax.models.layers import Convolution, Dense, PureNetwork, TransposedConvolution, leaky_relu
 
 
@@ -96,11 +95,6 @@ class Appearance(Record):
     """Metres, head frame; the same from every view."""
     texture: Float[Array, "h w 3"]
     """Linear radiance under the full light, as seen from the view. Not clipped: may be slightly negative."""
-
-
-def view_direction(pose: Pose) -> Float[Array, "3"]:
-    """Unit vector from the head's origin to the camera, in the head frame: the decoder's `view`."""
-    return normalise(-jnp.matmul(pose.translation, pose.rotation, precision=jax.lax.Precision.HIGHEST))
 
 
 def sample_code(code: CodeDistribution, key: PRNGKey) -> Float[Array, "z"]:

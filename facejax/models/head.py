@@ -1,54 +1,41 @@
-"""What every head offers to fitting: `HeadModel`, and the table of stages that says what is solved when.
+"""What every head offers: `HeadModel`.
 
-A head is a file that implements this protocol. `fit_sequence` never asks which head it has.
+A head is a file that implements this protocol. `fit_sequence` never asks which head it has: it asks for the roles that
+the head's leaves play.
 """
 
-import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Array, Float
 
 from facejax.geometry.meshes import SurfacePoints, Topology
-from facejax.geometry.records import Face, PyTree
+from facejax.geometry.records import Camera, Face, Pose, PyTree, Record, record
+
+ROLES = ("shape", "skin", "texture", "motion", "network")
+"""Parts that leaves of a head play in a fit, see `HeadModel.roles`."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Turn:
-    """One of several optimisations that a stage takes in turns: what moves in it, for how long."""
+@record
+class Guess(Record):
+    """What an encoder says of a picture."""
 
-    free: tuple[str, ...]
-    """As in `Stage`."""
-    steps: int
-    """Optimiser steps."""
-    rate: float = 1.0
-    """Factor on every leaf's own learning rate."""
-    by: Literal["gradient", "flow"] = "gradient"
-    """Descent on pictures; or Gauss-Newton steps of each frame's own leaves towards where optical flow from the drawn
-    head to the picture says that vertices are, the head drawn anew before each."""
+    clip: PyTree
+    """Clip code: of several pictures the mean is taken."""
+    frame: PyTree
+    """Frame code."""
+    pose: Pose | None
+    """Head to camera; None: from points."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """One optimisation: which variables move, on which frames, against which data, for how long."""
+@runtime_checkable
+class Encoder(Protocol):
+    """A head that brings a network's first guess: where a fit starts instead of the mean head at rest."""
 
-    name: str
-    """Shown in the progress display and in records of how a fit went."""
-    data: Literal["landmarks", "photometric", "rendered"]
-    """What the frames are compared with: points; colours at points of the skin, whose albedo is solved for; or whole
-    rendered pictures of a head that brings its own appearance."""
-    frames: Literal["key", "all"]
-    """`key`: the key frames together, with what they share; `all`: every frame, in batches, what is shared held."""
-    free: tuple[str, ...] = ()
-    """Leaves that move, as prefixes of paths in {"params", "shared", "frame"}, e.g. ("shared.shape", "frame.pose")."""
-    steps: int = 0
-    """Optimiser steps."""
-    rate: float = 1.0
-    """Factor on every leaf's own learning rate."""
-    turns: tuple[Turn, ...] = ()
-    """Instead of `free`, `steps` and `rate`: optimisations that follow each other, `rounds` times over."""
-    rounds: int = 1
+    def encode(self, params: PyTree, picture: Float[Array, "s s 3"], camera: Camera) -> Guess:
+        """picture: face crop, display values in [0, 1]. camera: of the crop, in its pixels."""
+        ...
 
 
 @runtime_checkable
@@ -56,7 +43,8 @@ class HeadModel(Protocol):
     """A head that can be decoded from a code and fitted to pictures.
 
     `params` is a pytree of arrays (a morphable model's bases, a network's weights); `shared` and `frame` are the two
-    parts of a code: what is one for a whole clip, and what each frame has for itself. All methods are pure.
+    parts of a code: what is one for a whole clip, and what each frame has for itself. Light is no part of it: see
+    `facejax.scenes`. All methods are pure.
     """
 
     @property
@@ -81,16 +69,18 @@ class HeadModel(Protocol):
     @property
     def params(self) -> PyTree: ...
 
-    def stages(self, preset: str) -> tuple[Stage, ...]:
-        """What `fit_sequence` does to this head, in order."""
+    @property
+    def roles(self) -> Mapping[str, tuple[str, ...]]:
+        """Which leaves play which of the `ROLES`, as prefixes of dotted paths in (params, clip, frame).
+
+        `shape` and `skin`: what is one for a person, in geometry and colour. `texture`: one (h, w, 3) factor on the
+        skin's colour that a clip solves for; a head without it brings its own appearance. `motion`: what moves from
+        frame to frame. `network`: weights that adapt to a clip. Missing: the head has none.
+        """
         ...
 
     def init_code(self) -> tuple[PyTree, PyTree]:
-        """(shared, frame) of the mean head at rest."""
-        ...
-
-    def init_light(self, bands: int = 3) -> Float[Array, "b 3"]:
-        """Spherical harmonics of even white light, camera frame."""
+        """(clip, frame) codes of the mean head at rest."""
         ...
 
     def vertices(self, params: PyTree, shared: PyTree, frame: PyTree) -> Float[Array, "v 3"]:

@@ -19,10 +19,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from facejax.geometry.cameras import view_direction
 from facejax.geometry.errors import InputError
 from facejax.geometry.records import Pose, PRNGKey, PyTree, Record, record
 from facejax.geometry.rotations import matrix_to_rotvec
-from facejax.models.deep_appearance import view_direction
 from facejax.models.layers import (
     Convolution,
     Dense,

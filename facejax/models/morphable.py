@@ -15,28 +15,14 @@ from jaxtyping import Array, Float
 from facejax.geometry.meshes import SurfacePoints, Topology
 from facejax.geometry.records import Face, Record, record
 from facejax.geometry.rotations import gaze_to_matrix
-from facejax.models.head import Stage
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
-_MOTION = ("frame.pose", "frame.code")
-_SHAPE = ("shared.code.shape", "shared.log_focal")
-_STAGES: Mapping[str, tuple[Stage, ...]] = {
-    "fast": (
-        Stage("identity", "landmarks", "key", (*_SHAPE, *_MOTION), steps=150),
-        Stage("motion", "landmarks", "all", _MOTION, steps=24),
-        Stage("skin", "photometric", "key", ("shared.code.skin", "frame.light"), steps=40),
-        Stage("appearance", "photometric", "key", (*_SHAPE, *_MOTION, "frame.light"), steps=40),
-        Stage("refinement", "photometric", "all", (*_MOTION, "frame.light"), steps=20),
-    ),
-    "full": (
-        Stage("identity", "landmarks", "key", (*_SHAPE, *_MOTION), steps=400),
-        Stage("motion", "landmarks", "all", _MOTION, steps=40),
-        Stage("skin", "photometric", "key", ("shared.code.skin", "frame.light"), steps=60),
-        Stage("appearance", "photometric", "key", (*_SHAPE, *_MOTION, "frame.light"), steps=80),
-        Stage("appearance again", "photometric", "key", (*_SHAPE, *_MOTION, "frame.light"), steps=80),
-        Stage("refinement", "photometric", "all", (*_MOTION, "frame.light"), steps=30),
-    ),
+_ROLES: Mapping[str, tuple[str, ...]] = {
+    "shape": ("clip.code.shape",),
+    "skin": ("clip.code.skin",),
+    "texture": ("clip.code.texture",),
+    "motion": ("frame.code",),
 }
 
 REGIONS = (
@@ -130,9 +116,10 @@ class MorphableHead:
     mirror: np.ndarray
     """(V,) id of each vertex's mirror image across x = 0."""
 
-    def stages(self, preset: str) -> tuple[Stage, ...]:
-        """See `HeadModel.stages`."""
-        return _STAGES[preset]
+    @property
+    def roles(self) -> Mapping[str, tuple[str, ...]]:
+        """See `HeadModel.roles`."""
+        return _ROLES
 
     def init_code(self, texture_size: int = 8) -> tuple[Identity, Expression]:
         """The mean person at rest, with an empty texture."""

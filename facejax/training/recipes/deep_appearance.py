@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 from facejax.data.captures import Capture, View, select
 from facejax.data.multiface import open_capture
 from facejax.data.sources import INDEX, Example, RecordFolder, Source
+from facejax.geometry.cameras import view_direction
 from facejax.geometry.colour import linear_to_srgb
 from facejax.geometry.errors import InputError
 from facejax.geometry.records import PRNGKey, PyTree
@@ -30,7 +31,6 @@ from facejax.models.deep_appearance import (
     DeepAppearanceModel,
     sample_code,
     statistics,
-    view_direction,
 )
 from facejax.objectives.deep_appearance import AppearanceWeights, appearance_terms
 from facejax.training.config import Config, Machine, Run

@@ -25,10 +25,11 @@ from facejax.data.captures import Capture, View, select
 from facejax.data.checkpoints import find_checkpoint, read_network, unflatten
 from facejax.data.multiface import open_capture
 from facejax.data.sources import INDEX, Example, RecordFolder, Source
+from facejax.geometry.cameras import view_direction
 from facejax.geometry.errors import InputError
 from facejax.geometry.records import Camera, Pose, PRNGKey, PyTree
 from facejax.models import deep_appearance, lighting_network
-from facejax.models.deep_appearance import DeepAppearanceConfig, DeepAppearanceModel, view_direction
+from facejax.models.deep_appearance import DeepAppearanceConfig, DeepAppearanceModel
 from facejax.models.lighting_network import (
     LightingNetwork,
     LightingNetworkConfig,

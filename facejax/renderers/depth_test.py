@@ -1,4 +1,4 @@
-"""Points on a head at which frames are compared, and which of them a frame sees."""
+"""Which points of a head a camera sees: its own depth image in front of them, and which way they face."""
 
 import jax
 import jax.numpy as jnp
@@ -7,25 +7,8 @@ from jaxtyping import Array, Bool, Float
 
 from facejax.geometry.cameras import project, to_camera_frame
 from facejax.geometry.meshes import SurfacePoints, barycentric_points, normalise, vertex_normals
-from facejax.geometry.records import Camera, Pose
+from facejax.geometry.records import Camera, Face, Image, Pose
 from facejax.renderers.raster import rasterise
-
-
-def sample_surface(
-    vertices: np.ndarray, faces: np.ndarray, weight: np.ndarray, count: int, seed: int = 0
-) -> SurfacePoints:
-    """`count` points spread over a surface in proportion to area times the mean vertex `weight` (V,).
-
-    Stratified along the list of triangles, so the points are even; the same seed gives the same points.
-    """
-    a, b, c = (vertices[faces[:, i]] for i in range(3))
-    mass = 0.5 * np.linalg.norm(np.cross(b - a, c - a), axis=1) * weight[faces].mean(axis=1)
-    rng = np.random.default_rng(seed)
-    steps = (np.arange(count) + rng.uniform(size=count)) / count * mass.sum()
-    chosen = np.minimum(np.searchsorted(np.cumsum(mass), steps), len(faces) - 1)
-    u, v = np.sqrt(rng.uniform(size=count)), rng.uniform(size=count)
-    weights = np.stack([1 - u, u * (1 - v), u * v], axis=1)
-    return SurfacePoints(triangles=faces[chosen].astype(np.int32), weights=weights.astype(np.float32))
 
 
 def visible_points(
@@ -56,3 +39,19 @@ def visible_points(
     inside: Bool[Array, n] = (pixel > 0).all(axis=-1) & (pixel[:, 0] < size[1]) & (pixel[:, 1] < size[0])
     open_view = inside & ((front == 0) | (where[:, 2] < front + tolerance_m))
     return jnp.where(open_view, jnp.clip((cosine - 0.25) / 0.75, 0.0, 1.0), 0.0), jax.lax.stop_gradient(normals)
+
+
+def visible_vertices(
+    face: Face, image: Image, pose: Pose, camera: Camera, faces: np.ndarray, tolerance_m: float = 0.003
+) -> tuple[Float[Array, "v 2"], Float[Array, "v"]]:
+    """(pixels, weight): where vertices are in the image of their own mesh, and 1 if they are seen there, else 0."""
+    in_camera = to_camera_frame(face.vertices, pose)
+    pixels = project(in_camera, camera)
+    normals = jnp.matmul(vertex_normals(face.vertices, faces), pose.rotation.T, precision=jax.lax.Precision.HIGHEST)
+    facing = jnp.sum(normals * normalise(-in_camera), axis=-1)
+    height, width = image.depth.shape
+    column, row = (jnp.floor(pixels[:, i]).astype(jnp.int32) for i in (0, 1))
+    on_picture = (column >= 0) & (row >= 0) & (column < width) & (row < height)
+    front = image.depth[jnp.clip(row, 0, height - 1), jnp.clip(column, 0, width - 1)]
+    seen = on_picture & (front > 0) & (in_camera[:, 2] < front + tolerance_m) & (facing > 0.3)
+    return pixels, seen.astype(jnp.float32)
