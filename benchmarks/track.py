@@ -22,9 +22,9 @@ from facejax.data.landmarks import Landmarks, detect_landmarks
 from facejax.data.load import load_model
 from facejax.data.video import open_video
 from facejax.evaluation.tracking import _rotation_errors, evaluate_picture, evaluate_track, evaluate_truth
-from facejax.evaluation.truth_clip import Truth, TruthSpec, make_truth_clip
 from facejax.fitting import FitConfig, fit_sequence
 from facejax.geometry.errors import InputError
+from facejax.made_up.truth_clip import Truth, TruthSpec, make_truth_clip
 from facejax.models.landmark_names import (
     BROW_LEFT,
     BROW_RIGHT,

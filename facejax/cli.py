@@ -535,7 +535,7 @@ class DataLightStage:
     def run(self) -> int:
         """Runs the command; the exit status."""
         use_compilation_cache()
-        from facejax.data.light_stage import PRESETS, write_capture
+        from facejax.made_up.light_stage import PRESETS, write_capture
         from facejax.training import override
 
         began = time.monotonic()
@@ -569,7 +569,7 @@ class DataWildClip:
     def run(self) -> int:
         """Runs the command; the exit status."""
         use_compilation_cache()
-        from facejax.evaluation.wild_clips import Person, WildSpec, make_wild_clip
+        from facejax.made_up.wild_clips import Person, WildSpec, make_wild_clip
         from facejax.training import override
 
         began = time.monotonic()
@@ -600,7 +600,7 @@ class DataTestImages:
     def run(self) -> int:
         """Runs the command; the exit status."""
         use_compilation_cache()
-        from facejax.evaluation.traced_stage import add_test_images
+        from facejax.made_up.traced_stage import add_test_images
 
         began = time.monotonic()
         with show_progress() as progress:

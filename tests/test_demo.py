@@ -11,10 +11,10 @@ from facejax.apps import demo as demo_module
 from facejax.apps.demo import FILES, compare_with_truth, demo, make_landmarks, make_light, paint, render_clip
 from facejax.data.landmarks import load_landmarks
 from facejax.data.results import RESULT_FILES, TrackResult, assemble
-from facejax.data.subjects import make_motion
 from facejax.data.video import open_video
-from facejax.evaluation.truth_clip import Truth, TruthSpec, make_truth
 from facejax.geometry.records import Camera, Pose
+from facejax.made_up.subjects import make_motion
+from facejax.made_up.truth_clip import Truth, TruthSpec, make_truth
 from facejax.models.generic import generic_head
 from facejax.models.morphable import MorphableHead
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from facejax.data.captures import FRAME_KEYS, Capture, LightStage, mean_over_views, select
-from facejax.data.light_stage import (
+from facejax.geometry.errors import InputError
+from facejax.made_up.light_stage import (
     FLIP,
     PRESETS,
     LightStageSpec,
@@ -22,7 +23,6 @@ from facejax.data.light_stage import (
     subject_of,
     write_capture,
 )
-from facejax.geometry.errors import InputError
 
 TINY = LightStageSpec(
     seed=2, expressions=2, partly_lit=5, cameras=2, image_size=32, texture_size=32, shadow_size=32, lights=20, groups=5,

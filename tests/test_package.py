@@ -11,7 +11,10 @@ import pytest
 import facejax
 
 ROOT = Path(__file__).resolve().parents[1]
-WINGS = ("geometry", "models", "renderers", "objectives", "data", "fitting", "training", "evaluation", "apps")
+WINGS = (
+    *("geometry", "models", "renderers", "objectives", "data"),
+    *("made_up", "fitting", "training", "evaluation", "apps"),
+)
 PACKAGE = Path(facejax.__file__).parent
 MODULES = sorted(
     ".".join(("facejax", *file.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")

@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from facejax.data.subjects import (
+from facejax.geometry.meshes import normalise
+from facejax.geometry.rotations import rotvec_to_matrix
+from facejax.made_up.subjects import (
     MotionSpec,
     Surface,
     make_subject,
@@ -14,9 +16,7 @@ from facejax.data.subjects import (
     smooth_noise,
     surface_at,
 )
-from facejax.evaluation.truth_clip import TruthSpec
-from facejax.geometry.meshes import normalise
-from facejax.geometry.rotations import rotvec_to_matrix
+from facejax.made_up.truth_clip import TruthSpec
 from facejax.models.generic import generic_head
 from facejax.models.morphable import MorphableHead
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from facejax.data.captures import LightStage, read_facts, select, write_facts
-from facejax.data.light_stage import LightStageSpec, write_capture
-from facejax.evaluation.traced_stage import StageTracer, add_test_images, is_traced
-from facejax.evaluation.wild_clips import Person
 from facejax.geometry.errors import InputError
+from facejax.made_up.light_stage import LightStageSpec, write_capture
+from facejax.made_up.traced_stage import StageTracer, add_test_images, is_traced
+from facejax.made_up.wild_clips import Person
 from facejax.renderers.llvm import require_llvm
 
 TINY = LightStageSpec(

@@ -10,16 +10,16 @@ import pytest
 import trimesh
 
 from facejax.data.results import TrackResult, assemble
-from facejax.data.subjects import SubdividedPart, make_motion, make_subject
 from facejax.data.video import open_video
-from facejax.evaluation import truth_clip
 from facejax.evaluation.tracking import LID_PAIRS, evaluate_track, evaluate_truth
-from facejax.evaluation.truth_clip import Truth, TruthSpec, make_truth, make_truth_clip
 from facejax.geometry.colour import linear_to_srgb_bytes
 from facejax.geometry.errors import InputError
 from facejax.geometry.meshes import SurfacePoints, Topology
 from facejax.geometry.records import Camera, Pose
 from facejax.geometry.rotations import rotvec_to_matrix
+from facejax.made_up import truth_clip
+from facejax.made_up.subjects import SubdividedPart, make_motion, make_subject
+from facejax.made_up.truth_clip import Truth, TruthSpec, make_truth, make_truth_clip
 from facejax.models.landmark_names import LIP_GAP_PAIRS
 from facejax.models.morphable import REGIONS, MorphableHead, MorphableParams
 from facejax.objectives.metrics import similarity_align, surface_distance

@@ -7,13 +7,13 @@ import pytest
 from scipy.ndimage import binary_dilation
 from toy_head import ball, toy_head
 
-from facejax.data.subjects import SubdividedPart
-from facejax.evaluation import studio as studio_module
-from facejax.evaluation import wild_clips
-from facejax.evaluation.studio import DenseHead, Lamp, StageStudio, sky_directions, sky_of, sky_of_lights
-from facejax.evaluation.truth_clip import Truth
-from facejax.evaluation.wild_clips import LIGHTS, Person, WildSpec, WildTruth, make_wild_clip, wild_light
 from facejax.geometry.errors import InputError
+from facejax.made_up import studio as studio_module
+from facejax.made_up import wild_clips
+from facejax.made_up.studio import DenseHead, Lamp, StageStudio, sky_directions, sky_of, sky_of_lights
+from facejax.made_up.subjects import SubdividedPart
+from facejax.made_up.truth_clip import Truth
+from facejax.made_up.wild_clips import LIGHTS, Person, WildSpec, WildTruth, make_wild_clip, wild_light
 from facejax.models.morphable import REGIONS
 from facejax.renderers.lights import sphere_directions
 from facejax.renderers.llvm import require_llvm

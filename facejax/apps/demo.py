@@ -14,14 +14,14 @@ from facejax.apps.track import Progress, Row, track
 from facejax.data.landmarks import BLENDSHAPE_NAMES, Landmarks, landmark_confidence, save_landmarks
 from facejax.data.load import load_model
 from facejax.data.results import TrackResult
-from facejax.data.subjects import smooth_noise
 from facejax.data.video import write_video
 from facejax.evaluation.tracking import evaluate_truth
-from facejax.evaluation.truth_clip import Truth, TruthSpec, make_truth
 from facejax.fitting.texture import texture_chart
 from facejax.geometry.colour import linear_to_srgb_bytes
 from facejax.geometry.records import Camera, Face, Pose
 from facejax.geometry.rotations import nearest_rotation, rotation_angle
+from facejax.made_up.subjects import smooth_noise
+from facejax.made_up.truth_clip import Truth, TruthSpec, make_truth
 from facejax.models.landmark_names import LIP_GAP_PAIRS
 from facejax.models.morphable import MorphableHead
 from facejax.renderers import make_renderer

@@ -1,4 +1,4 @@
-"""Tables 1 and 2 of Chen et al. 2021 on clips whose every vertex is known (`facejax.evaluation.wild_clips`).
+"""Tables 1 and 2 of Chen et al. 2021 on clips whose every vertex is known (`facejax.made_up.wild_clips`).
 
 Frames that adaptation did not see are registered and compared with the clip: mean squared error of display values on a
 scale of 0 to 255 (L2), SSIM and PSNR over the pixels that the avatar covers wholly; and, which the authors could not
@@ -21,7 +21,6 @@ from jaxtyping import Float
 
 from facejax.data.files import atomic_write
 from facejax.data.video import Video, open_video
-from facejax.evaluation.truth_clip import Truth
 from facejax.fitting.adaptation import adapt
 from facejax.fitting.config import FitConfig
 from facejax.fitting.crops import face_boxes
@@ -32,6 +31,7 @@ from facejax.fitting.variables import pose_of, spread_frames
 from facejax.geometry.colour import linear_to_srgb
 from facejax.geometry.errors import InputError
 from facejax.geometry.rotations import rotation_angle
+from facejax.made_up.truth_clip import Truth
 from facejax.models.avatar import STAGES, Avatar
 from facejax.objectives.metrics import psnr, similarity_align, ssim
 

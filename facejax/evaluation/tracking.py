@@ -11,12 +11,12 @@ from jaxtyping import Float
 
 from facejax.data.results import TrackResult
 from facejax.data.video import Video, scaled_size
-from facejax.evaluation.truth_clip import Truth
 from facejax.geometry.cameras import crop_camera
 from facejax.geometry.colour import linear_to_srgb, srgb_to_linear
 from facejax.geometry.errors import InputError
 from facejax.geometry.records import Image
 from facejax.geometry.rotations import nearest_rotation, rotation_angle
+from facejax.made_up.truth_clip import Truth
 from facejax.models.landmark_names import INNER_FACE, LID_PAIRS_LEFT, LID_PAIRS_RIGHT, LIP_GAP_PAIRS, LIPS
 from facejax.objectives.metrics import (
     Similarity,

@@ -17,10 +17,10 @@ from jaxtyping import Array, Float
 
 from facejax.data.captures import Entry, LightStage, head_to_camera, mean_over_views, write_facts
 from facejax.data.files import atomic_write
-from facejax.data.light_stage import LightStageSpec, perform, subject_of
-from facejax.evaluation.studio import StageStudio, sky_of_lights
 from facejax.geometry.errors import InputError
 from facejax.geometry.records import Camera, Pose
+from facejax.made_up.light_stage import LightStageSpec, perform, subject_of
+from facejax.made_up.studio import StageStudio, sky_of_lights
 from facejax.renderers.texture import sample_bilinear
 from facejax.renderers.uv import Chart, locate_texels, texture_chart, texture_from
 

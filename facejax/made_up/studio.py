@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Float32, Int
 
-from facejax.data.subjects import SubdividedPart, surface_at
 from facejax.geometry.errors import InputError
+from facejax.made_up.subjects import SubdividedPart, surface_at
 from facejax.models.morphable import MorphableHead
 from facejax.renderers.lights import Environment, radiance_towards
 from facejax.renderers.llvm import require_llvm

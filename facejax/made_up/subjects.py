@@ -25,7 +25,7 @@ _EYE_SIZE = 0.96  # of a subject's eyeballs, see `make_subject`
 
 @runtime_checkable
 class MotionSpec(Protocol):
-    """What `make_motion` needs to know about a performance; `TruthSpec` of `facejax.evaluation.truth_clip` is one."""
+    """What `make_motion` needs to know about a performance; `TruthSpec` of `facejax.made_up.truth_clip` is one."""
 
     @property
     def seed(self) -> int: ...

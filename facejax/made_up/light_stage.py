@@ -1,10 +1,10 @@
 """A virtual light stage: a made-up person under the lights of a dome, seen by calibrated cameras, as a capture.
 
 The stage has the layout of Chen et al. 2021: 460 distant white lights in 50 groups of neighbours, a full light, and up
-to 40 cameras on the front of a sphere. The person comes from `facejax.data.subjects`. Light is direct and distant; each
-pixel gathers it from every light that its surface sees (depth maps at texels, `distant_visibility`), with a Lambert and
-a GGX term and the relief of the skin. There is no light between one part of the face and another, and none below skin:
-see the card that is written beside the frames. Layout on disk: `facejax.data.captures`, `docs/captures.md`.
+to 40 cameras on the front of a sphere. The person comes from `facejax.made_up.subjects`. Light is direct and distant;
+each pixel gathers it from every light that its surface sees (depth maps at texels, `distant_visibility`), with a
+Lambert and a GGX term and the relief of the skin. There is no light between one part of the face and another, and none
+below skin: see the card that is written beside the frames. Layout on disk: `facejax.data.captures`, `docs/captures.md`.
 """
 
 import dataclasses
@@ -24,10 +24,10 @@ from jaxtyping import Array, Float, Float32, Int
 from facejax.data.captures import Entry, entries_in, head_to_camera, mean_over_views, read_facts, write_facts
 from facejax.data.files import atomic_write, explain_os_errors
 from facejax.data.load import load_model
-from facejax.data.subjects import make_subject, relief_normals, surface_at, turn
 from facejax.geometry.errors import InputError
 from facejax.geometry.meshes import edge_neighbours, normalise, vertex_normals
 from facejax.geometry.records import Camera, Pose
+from facejax.made_up.subjects import make_subject, relief_normals, surface_at, turn
 from facejax.models.morphable import Expression, MorphableHead
 from facejax.renderers.lights import sphere_directions
 from facejax.renderers.microfacet import specular_from_cosines

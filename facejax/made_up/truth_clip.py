@@ -14,9 +14,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from facejax.data.results import derive_vertices
-from facejax.data.subjects import SubdividedPart, make_motion, make_subject, paint_eyes, paint_skin, sky, turn
 from facejax.geometry.colour import linear_to_srgb_bytes
 from facejax.geometry.errors import InputError
+from facejax.made_up.subjects import SubdividedPart, make_motion, make_subject, paint_eyes, paint_skin, sky, turn
 from facejax.models.morphable import MorphableHead
 from facejax.objectives.metrics import hull_mask
 from facejax.renderers.llvm import require_llvm

@@ -22,12 +22,12 @@ from jaxtyping import Float32, UInt8
 from facejax.data.captures import read_facts
 from facejax.data.environments import load_environment, resize_environment
 from facejax.data.files import atomic_write
-from facejax.data.light_stage import LightStageSpec, subject_of
-from facejax.evaluation.studio import Lamp, StageStudio, sky_of, sky_of_lights
-from facejax.evaluation.traced_stage import spec_in
-from facejax.evaluation.truth_clip import Truth, TruthSpec, add_sensor_noise, truth_of
 from facejax.geometry.colour import linear_to_srgb_bytes
 from facejax.geometry.errors import InputError
+from facejax.made_up.light_stage import LightStageSpec, subject_of
+from facejax.made_up.studio import Lamp, StageStudio, sky_of, sky_of_lights
+from facejax.made_up.traced_stage import spec_in
+from facejax.made_up.truth_clip import Truth, TruthSpec, add_sensor_noise, truth_of
 from facejax.models.morphable import MorphableHead
 from facejax.objectives.metrics import hull_mask
 from facejax.renderers.lights import Environment, environment_directions, radiance_towards
