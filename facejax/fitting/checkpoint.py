@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from facejax.data.files import atomic_write
+from facejax.geometry.arrays import open_npz
 from facejax.geometry.records import PyTree
 
 
@@ -34,10 +35,7 @@ class Checkpoint:
         """What was kept under `name`, with the structure of `like`; None if there is none for this very input."""
         path = self.folder / f"{name}.npz"
         try:
-            with (
-                open(path, "rb") as stream,
-                np.load(stream, allow_pickle=False) as file,
-            ):  # numpy leaves broken files open
+            with open_npz(path) as file:
                 if str(file["fingerprint"]) != self.fingerprint:
                     return None
                 leaves, structure = jax.tree_util.tree_flatten(like)
