@@ -84,7 +84,9 @@ def test_other_files_are_told_by_what_is_wrong_with_them(whole, tmp_path):
     assert "a single array" in refused(tmp_path / "single.npy")
     assert "notes is no array" in refused(member(tmp_path / "text.npz", "notes", b"not an array"))
     (tmp_path / "empty.npz").touch()
-    refused(tmp_path / "empty.npz")
+    assert "No data" in refused(tmp_path / "empty.npz")
+    (tmp_path / "notes.npz").write_text("not an archive")
+    assert "another kind" in refused(tmp_path / "notes.npz")
 
 
 @pytest.mark.parametrize(

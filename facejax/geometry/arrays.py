@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -35,10 +36,8 @@ DAMAGE = (
 @contextmanager
 def open_npz(path: Path | str) -> Iterator[np.lib.npyio.NpzFile]:
     """An .npz whose arrays are read when they are asked for. Raises one of `DAMAGE`, then and inside."""
-    path = require_file(path)
-    # NumPy leaves a file open that it finds damaged, so it is opened here
-    with open(path, "rb") as stream:
-        held = np.load(stream, allow_pickle=False)
+    with open(require_file(path), "rb") as stream:
+        held = _load(stream)
         if not isinstance(held, np.lib.npyio.NpzFile):
             raise ValueError("it holds a single array")
         with held:
@@ -65,9 +64,8 @@ def read_npz(path: Path | str, advice: str, names: Sequence[str] | None = None) 
 def read_npy(path: Path | str) -> np.ndarray:
     """The array of an .npy. Raises one of `DAMAGE`."""
     with open(require_file(path), "rb") as stream:
-        held = np.load(stream, allow_pickle=False)
+        held = _load(stream)
         if not isinstance(held, np.ndarray):
-            held.close()
             raise ValueError("it holds several arrays")
         return held
 
@@ -78,6 +76,15 @@ def require_file(path: Path | str) -> Path:
     if path.exists() and not path.is_file():
         raise InputError(f"{path} is no regular file: give a file.")
     return path
+
+
+def _load(stream: BinaryIO) -> Any:
+    """An array or an `NpzFile`. The caller opens and closes the file: NumPy would leave a damaged one open."""
+    magic = stream.read(6)
+    if magic and not magic.startswith((b"PK\x03\x04", b"PK\x05\x06", b"\x93NUMPY")):
+        raise ValueError("it is of another kind, or damaged")  # NumPy would say that it holds pickled data
+    stream.seek(0)
+    return np.load(stream, allow_pickle=False)
 
 
 def _reason(error: BaseException) -> str:
