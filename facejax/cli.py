@@ -800,7 +800,8 @@ def parse_frames(text: str | None) -> tuple[int, int | None] | None:
     if text is None:
         return None
     first, colon, stop = text.partition(":")
-    usable = colon and all(part == "" or part.isdecimal() for part in (first, stop))
+    # more digits than any clip has frames, and at some length Python itself refuses to read them
+    usable = colon and all(part == "" or (part.isdecimal() and len(part) < 19) for part in (first, stop))
     start, end = (int(first or 0), int(stop) if stop else None) if usable else (0, 0)
     if end is not None and end <= start:
         _refuse(f"--frames takes A:B with 0 <= A < B (either may be left out), not {text!r}.")
@@ -949,17 +950,18 @@ def print_summary(rows: Iterable[Row], title: str) -> None:
     """
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text  # file names are shown as they are: a plain string would be read as markup
 
     every = list(rows)
     rows, notes = [r for r in every if r[0] != "note"], [r[1] for r in every if r[0] == "note"]
     controls = any(control not in (None, "") for _, _, control in rows)
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(title, style="table.title"), title_justify="left")
     table.add_column("reached")
     table.add_column("value", justify="right")
     if controls:
         table.add_column("control", justify="right")
     for name, value, control in rows:
-        table.add_row(*[_cell(c) for c in ((name, value, control) if controls else (name, value))])
+        table.add_row(*[Text(_cell(c)) for c in ((name, value, control) if controls else (name, value))])
     console = Console()
     console.print(table)
     for note in notes:

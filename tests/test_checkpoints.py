@@ -44,7 +44,7 @@ def made(tmp_path_factory, home):
     train(recipe, data, folder / "run")
     options = {"recipe_file": toy_recipe.__file__, "say": lambda line: None}
     pin(folder / "run", data, folder / "toy-1", examples=13, **options)
-    with pytest.raises(InputError, match="There is no recipe 'toy'"):
+    with pytest.raises(InputError, match="recipe 'toy', which is not installed here"):
         pin(folder / "run", data, folder / "toy-2")
     return folder / "run", folder / "toy-1"
 

@@ -159,7 +159,7 @@ def test_frames(text, expected):
     assert cli.parse_frames(text) == expected
 
 
-@pytest.mark.parametrize("text", ["x:y", "5", "9:3", "3:3", ":0", "-1:4", "1:2:3", "", "1.5:2"])
+@pytest.mark.parametrize("text", ["x:y", "5", "9:3", "3:3", ":0", "-1:4", "1:2:3", "", "1.5:2", "0:" + "9" * 5000])
 def test_frames_refused(text):
     with pytest.raises(InputError, match="--frames takes A:B"):
         cli.parse_frames(text)
@@ -300,6 +300,12 @@ def test_notes_stand_below_the_table(capsys):
     shown = capsys.readouterr().out
     assert shown.rstrip().splitlines()[-1] == "note: greyscale [sic]"
     assert shown.count("greyscale") == 1
+
+
+@pytest.mark.parametrize("name", ["s[/b]", "[red]x", "a:smile:", "back\\", "[link=x]y[/link]"])
+def test_names_are_shown_as_they_are(name, capsys):
+    cli.print_summary([(name, name, None)], name)
+    assert capsys.readouterr().out.count(name) == 3
 
 
 def test_an_interruption_says_how_to_go_on(monkeypatch, capsys, tmp_path):

@@ -5,6 +5,8 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from facejax.fitting.registration import Registration
+from facejax.fitting.variables import ClipVariables, FrameVariables, variables_of
 from toy_avatar import CODE, GROUPS, toy_avatar
 from toy_head import toy_head
 
@@ -25,8 +27,6 @@ from facejax.evaluation.deep_lighting import (
     table,
 )
 from facejax.fitting.config import FitConfig
-from facejax.fitting.registration import Registration
-from facejax.fitting.variables import ClipVariables, FrameVariables, variables_of
 from facejax.geometry.cameras import to_camera_frame
 from facejax.geometry.errors import InputError
 from facejax.geometry.records import Camera, Pose

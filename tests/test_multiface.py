@@ -548,7 +548,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: _replace_image(f / "images" / SEGMENT / NAMES[1] / f"{FRAME}.png", (100, 80)), "several sizes",
     ),
     "picture cut short": (
-        lambda f: _replace(f / "images" / SEGMENT / NAMES[0] / f"{FRAME}.png", b"\x89PNG\r\n\x1a\n"), "cannot be read",
+        lambda f: _replace(f / "images" / SEGMENT / NAMES[0] / f"{FRAME}.png", b"\x89PNG\r\n\x1a\n"),
+        "could not be read",
     ),
     "no obj": (lambda f: [p.unlink() for p in f.glob("tracked_mesh/*/*.obj")], "holds no .obj"),
     "odd obj": (

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from facejax.fitting.optimise import frame_curvature, join, minimise, path_name, split, whitening
+from facejax.fitting.variables import ClipVariables, FrameVariables, PoseVariables
 from toy_head import toy_head
 
 from facejax.fitting.checkpoint import Checkpoint, fingerprint
-from facejax.fitting.optimise import frame_curvature, join, minimise, path_name, split, whitening
-from facejax.fitting.variables import ClipVariables, FrameVariables, PoseVariables
 
 HEAD = toy_head(6, 8)
 SHARED, FRAME = HEAD.init_code()

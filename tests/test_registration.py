@@ -6,12 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toy_avatar import CODE, GROUPS, toy_avatar
-
-from facejax.data.video import open_video
 from facejax.fitting.adaptation import adapt, time_kernel
-from facejax.fitting.checkpoint import Checkpoint
-from facejax.fitting.config import FitConfig
 from facejax.fitting.flow import agreement, dense_flow
 from facejax.fitting.flow_fit import flow_solver
 from facejax.fitting.light_models import HarmonicLight, ShadowedLight, light_model
@@ -24,6 +19,11 @@ from facejax.fitting.rendered_fit import (
     rendered_objective,
 )
 from facejax.fitting.variables import ClipVariables, FrameVariables, pose_of, take_frames, variables_of
+from toy_avatar import CODE, GROUPS, toy_avatar
+
+from facejax.data.video import open_video
+from facejax.fitting.checkpoint import Checkpoint
+from facejax.fitting.config import FitConfig
 from facejax.geometry.cameras import project, to_camera_frame, view_direction
 from facejax.geometry.colour import linear_to_srgb_bytes
 from facejax.geometry.errors import InputError

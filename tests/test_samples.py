@@ -3,12 +3,12 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from facejax.fitting.crops import crop_image, face_boxes, key_frame_images
+from facejax.fitting.samples import sample_surface, visible_points
 from scipy.stats import chi2
 from toy_head import ball
 
 from facejax.data.video import open_video
-from facejax.fitting.crops import crop_image, face_boxes, key_frame_images
-from facejax.fitting.samples import sample_surface, visible_points
 from facejax.geometry.cameras import to_camera_frame
 from facejax.geometry.records import Camera, Pose
 

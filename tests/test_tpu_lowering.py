@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy_recipe
+from facejax.fitting.optimise import minimise
 
 import facejax
 import facejax.renderers
 from facejax.data.load import load_model
-from facejax.fitting.optimise import minimise
 from facejax.geometry.meshes import Topology, edge_neighbours
 from facejax.geometry.records import Camera, Face, Pose, Record
 from facejax.renderers import make_renderer, sphere_directions

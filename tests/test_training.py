@@ -410,6 +410,9 @@ def test_recipes_are_found_by_name_or_file_and_near_names_are_told(tmp_path):
     (tmp_path / "empty.py").write_text("x = 1\n")
     with pytest.raises(InputError, match=r"Expected one subclass of facejax.training.Recipe .* found 0"):
         find_recipe(str(tmp_path / "empty.py"))
+    (tmp_path / "slip.py").write_text("x = 1\nif x\n")
+    with pytest.raises(InputError, match=r"not valid Python \(.*slip\.py, line 2: "):
+        find_recipe(str(tmp_path / "slip.py"))
 
 
 def test_presets_begin_with_command_hardware_time_and_score():

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from facejax.fitting.variables import pose_from_landmarks, pose_of, spread_frames, variables_of
+
 from facejax.geometry.cameras import project, to_camera_frame
 from facejax.geometry.records import Camera, Pose
 from facejax.geometry.rotations import rotation_angle, rotvec_to_matrix

@@ -91,6 +91,21 @@ def test_frames_times_and_random_access_agree(tmp_path):
     np.testing.assert_array_equal(next(clip.frames(7, 8)), frames[7])  # by a seek to the key frame before it
 
 
+@pytest.mark.parametrize("name", ["Meeting-12:30.mp4", "concat:a|b.mp4", "data:x.mp4", "100%25 %03d?x#y.mp4"])
+@pytest.mark.parametrize("absolute", [False, True])
+def test_a_name_is_no_address(tmp_path, monkeypatch, name, absolute):
+    """FFmpeg takes what stands before a colon for a protocol."""
+    monkeypatch.chdir(tmp_path)
+    encode(tmp_path / "plain.mp4", audio="aac").rename(tmp_path / name)
+    source = tmp_path / name if absolute else Path(name)
+    video = open_video(source)
+    assert [number_of(f) for f in video.read([0, 7])] == [0, 7]
+    written = source.with_name(f"o:{name}")
+    assert write_video(written, video.frames(), video.fps, audio_from=source) == ()
+    assert open_video(written).n_frames == video.n_frames
+    assert open_video(written).has_audio
+
+
 def test_streaming_does_not_decode_ahead_of_what_is_taken(tmp_path, monkeypatch):
     clip = open_video(encode(tmp_path / "a.mp4", 40))
     converted = []

@@ -7,7 +7,6 @@ import os
 import platform
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 import facejax
 from facejax.geometry.errors import InputError
+from facejax.geometry.processes import find_program, run_python
 from facejax.renderers.llvm import require_llvm
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def _devices() -> Iterator[Check]:
     devices = jax.devices()
     kinds = sorted({f"{d.platform} ({d.device_kind})" for d in devices})
     yield Check("JAX devices", "ok", f"{len(devices)}: {', '.join(kinds)}; {os.cpu_count()} CPU cores")
-    if devices[0].platform == "cpu" and shutil.which("nvidia-smi"):
+    if devices[0].platform == "cpu" and find_program("nvidia-smi"):
         yield Check("GPU", "optional", "this machine has one, but JAX does not use it", 'pip install "jax[cuda12]"')
 
 
@@ -159,7 +159,7 @@ def _mediapipe() -> Iterator[Check]:
         "import mediapipe, numpy; mediapipe.Image("
         "image_format=mediapipe.ImageFormat.SRGB, data=numpy.zeros((8, 8, 3), numpy.uint8))"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    run = run_python(code)
     version = importlib.metadata.version("mediapipe")
     if run.returncode == 0:
         yield Check("mediapipe", "ok", version)
@@ -178,7 +178,7 @@ def _mitsuba() -> Iterator[Check]:
         return
     variant = "llvm_ad_rgb"
     code = f"import mitsuba; mitsuba.set_variant({variant!r}); import drjit; drjit.eval(mitsuba.Float(1) * 0.3)"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    run = run_python(code)
     llvm = f"LLVM {'.'.join(map(str, version))} ({path})"
     if run.returncode == 0:
         yield Check("path tracer", "ok", f"Mitsuba {variant}, {llvm}")

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 from facejax.data.checkpoints import MANIFEST, find_checkpoint, flatten, pinned, read_network, unflatten
 from facejax.data.files import atomic_write
 from facejax.data.results import Fitted
+from facejax.geometry.arrays import DAMAGE, open_npz
 from facejax.geometry.errors import InputError
 from facejax.geometry.meshes import SurfacePoints, Topology
 from facejax.geometry.records import PyTree
@@ -148,14 +148,14 @@ def load_adapted(path: Path | str) -> tuple[Avatar, Fitted, dict[str, Any]]:
             f"{place.parent} holds no {AVATAR}: track a clip with an avatar first (facejax track --model)."
         )
     try:
-        with open(place, "rb") as stream, np.load(stream, allow_pickle=False) as file:
+        with open_npz(place) as file:
             facts = json.loads(str(file["facts"]))
             tree = unflatten({k: file[k] for k in file.files if k != "facts"})
         number = int(facts["format"])
         parts = {k: tree[k] for k in ("decoder", "state", "head")} | {"lighting": tree["trained"]}
         adapted = _float32(tree["lighting"])
         code, light = tree["clip"]["code"], tree["clip"]["light"]
-    except (OSError, EOFError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
+    except (*DAMAGE, TypeError, AttributeError) as error:
         raise InputError(f"{place} is not a whole avatar ({error}): track the clip again.") from error
     if number > _FORMAT:
         raise InputError(f"{place} is of format {number}, newer than this facejax reads ({_FORMAT}): upgrade facejax.")

@@ -10,7 +10,6 @@ Metres; images and textures are linear radiance, row 0 at the top.
 import dataclasses
 import functools
 import json
-import zipfile
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -19,6 +18,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from facejax.data.files import atomic_write
+from facejax.geometry.arrays import read_npz
 from facejax.geometry.errors import InputError
 from facejax.geometry.meshes import SurfacePoints, Topology
 from facejax.geometry.records import Camera, Pose
@@ -250,11 +250,7 @@ def mean_over_views(
 def _read(path: Path, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise InputError(f"The capture lacks {path.name} ({path}): restore it, or make the capture again.")
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as held:  # numpy leaves a damaged file open
-            arrays = {k: held[k] for k in held.files}
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} cannot be read ({error}): delete it and make the capture again.") from error
+    arrays = read_npz(path, "delete it and make the capture again")
     missing = [k for k in keys if k not in arrays]
     if missing:
         raise InputError(f"{path} lacks {', '.join(missing)}: delete it and make the capture again.")

@@ -14,7 +14,6 @@ import json
 import os
 import platform
 import shutil
-import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,9 @@ import numpy as np
 from facejax.data.assets import home
 from facejax.data.files import atomic_folder
 from facejax.data.sources import sha256_of
+from facejax.geometry.arrays import read_npz
 from facejax.geometry.errors import InputError
+from facejax.geometry.processes import ProcessError, run_program
 from facejax.geometry.records import PyTree
 
 FORMAT = 1
@@ -57,8 +58,7 @@ def source_revision() -> str:
     """The commit of this checkout, "+changes" added where files differ from it; the version outside of a checkout."""
 
     def git(*words: str) -> str:
-        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True, timeout=20)
-        return done.stdout.strip()
+        return run_program("git", "-C", str(root), *words, timeout=20.0)
 
     root = Path(__file__).parents[2]
     released = f"release {importlib.metadata.version('facejax')}"
@@ -66,7 +66,7 @@ def source_revision() -> str:
         return released
     try:
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--", "facejax") else "")
-    except (OSError, subprocess.SubprocessError):
+    except ProcessError:
         return released
 
 
@@ -241,8 +241,7 @@ def read_network(folder: Path, *, check: bool = True) -> tuple[dict[str, Any], d
     manifest = verify(folder) if check else read_manifest(folder)
     if manifest.get("kind") == "run":
         return manifest, _from_run(folder, int(manifest["best_step"]))
-    with np.load(folder / NETWORK, allow_pickle=False) as file:
-        return manifest, {name: file[name] for name in file.files}
+    return manifest, read_npz(folder / NETWORK, "fetch the checkpoint again")
 
 
 def _from_run(folder: Path, step: int) -> dict[str, np.ndarray]:

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from facejax.geometry.arrays import open_npz, read_npz
 from facejax.geometry.errors import InputError
 from facejax.models import landmark_names as names
 from facejax.models.morphable import MorphableHead
@@ -54,7 +55,7 @@ def load_table(name: str) -> LandmarkTable:
             f"No landmark table for the head {name!r}: expected {path.name}; there are "
             f"{sorted(p.stem for p in TABLES.glob('*.npz'))}. Derive one with `python -m facejax.data.correspondence`."
         )
-    with np.load(path) as data:
+    with open_npz(path) as data:
         return LandmarkTable(data["landmarks478_triangles"], data["landmarks478_weights"])
 
 
@@ -631,8 +632,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     canonical_vertices, canonical_faces = read_canonical(options.canonical)
     table = derive_landmarks(shapes.mean, skin, vertices68, canonical_vertices, canonical_faces, eyeballs)
     if options.detections:
-        with np.load(options.detections) as data:
-            landmarks, size = data["landmarks"], data["image_size"]
+        data = read_npz(options.detections, "detect again", ("landmarks", "image_size"))
+        landmarks, size = data["landmarks"], data["image_size"]
         landmarks = landmarks[np.isfinite(landmarks).all(axis=(1, 2))]
         chosen = landmarks[np.linspace(0, len(landmarks) - 1, min(options.frames, len(landmarks))).astype(int)]
         print("per cent of the outer-eye distance: mean error, constant offset")

@@ -6,7 +6,6 @@ camera, and columns run to its right; see `facejax.renderers.lights.Environment`
 
 import json
 import math
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float32
 
 from facejax.data.files import atomic_write
+from facejax.geometry.arrays import DAMAGE, open_npz, read_npy
 from facejax.geometry.errors import InputError
 from facejax.renderers.lights import Environment
 
@@ -149,7 +149,7 @@ def load_sh(path: Path | str) -> Float[Array, "b 3"]:
     try:
         raw = _read_table(path)
         table = np.asarray(raw, dtype=np.float32)
-    except (ValueError, TypeError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except (*DAMAGE, TypeError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(
@@ -180,8 +180,8 @@ def _read_table(path: Path) -> Any:
         held = json.loads(path.read_text(encoding="utf-8"))
         return _named(held, path) if isinstance(held, Mapping) else held
     if suffix == ".npy":
-        return np.load(path, allow_pickle=False)
-    with np.load(path, allow_pickle=False) as file:
+        return read_npy(path)
+    with open_npz(path) as file:
         held = {name: file[name] for name in file.files}
     return _named(held, path)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from facejax.data.model_file import head_from_arrays
+from facejax.geometry.arrays import open_npz
 from facejax.geometry.errors import InputError
 from facejax.models.morphable import MorphableHead
 from facejax.models.skin import material_albedo, skin_prior
@@ -419,7 +420,7 @@ def _landmarks478() -> tuple[np.ndarray, np.ndarray]:
     path = Path(__file__).parent / "tables" / "ict-facekit.npz"
     if not path.is_file():
         return np.zeros((478, 3), np.int32), np.tile([1.0, 0.0, 0.0], (478, 1))
-    with np.load(path, allow_pickle=False) as table:
+    with open_npz(path) as table:
         return table["landmarks478_triangles"].astype(np.int32), table["landmarks478_weights"].astype(np.float32)
 
 

@@ -10,7 +10,6 @@ import dataclasses
 import os
 import sys
 import tempfile
-import zipfile
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from facejax.data.video import Video
+from facejax.geometry.arrays import read_npz
 from facejax.geometry.errors import InputError
 
 N_POINTS = 478
@@ -605,13 +605,7 @@ def load_landmarks(
     file = Path(path).expanduser()
     if not file.is_file():
         raise InputError(f"No such file of landmarks: {file}")
-    try:
-        with zipfile.ZipFile(file) as archive:  # NumPy leaves a file that is no .npz open
-            archive.testzip()
-        with np.load(file, allow_pickle=False) as data:
-            arrays = {name: data[name] for name in data.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{file} could not be read as an .npz of plain arrays ({error}).") from error
+    arrays = read_npz(file, "detect again, or copy the file again")
     if "landmarks" not in arrays:
         raise InputError(f"{file} must hold an array `landmarks`, and it holds {', '.join(arrays) or 'nothing'}.")
     xyz = arrays["landmarks"]

@@ -22,7 +22,6 @@ U texture coordinates, P parts, R regions):
 """
 
 import hashlib
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from facejax.data.files import atomic_write
+from facejax.geometry.arrays import DAMAGE, open_npz
 from facejax.geometry.errors import InputError
 from facejax.geometry.meshes import SurfacePoints, Topology
 from facejax.models.morphable import REGIONS, MorphableHead, MorphableParams
@@ -236,18 +236,14 @@ def read_arrays(path: str | Path) -> tuple[dict[str, np.ndarray], str]:
     try:
         with path.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            stream.seek(0)
-            file = np.load(stream, allow_pickle=False)
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise InputError(f"{path} must be an `.npz` of several arrays, it is a single array; {advice}.")
-            with file:
-                version = int(file["format_version"]) if "format_version" in file.files else None
-                if version != FORMAT_VERSION:
-                    raise InputError(f"{path} must be a head of format {FORMAT_VERSION}, it is of {version}; {advice}.")
-                arrays = {key: file[key] for key in (*_TEXT, *_SHAPES) if key in file.files}
+        with open_npz(path) as file:
+            version = int(file["format_version"]) if "format_version" in file.files else None
+            if version != FORMAT_VERSION:
+                raise InputError(f"{path} must be a head of format {FORMAT_VERSION}, it is of {version}; {advice}.")
+            arrays = {key: file[key] for key in (*_TEXT, *_SHAPES) if key in file.files}
     except InputError:
         raise
-    except (OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile) as error:
+    except (*DAMAGE, TypeError) as error:
         raise InputError(f"{path} cannot be read as a head (`.npz` of plain arrays): {error}; {advice}.") from error
     check_arrays(arrays, str(path))
     return arrays, digest

@@ -21,6 +21,7 @@ from jaxtyping import Float, Float32, Float64
 
 from facejax.data.captures import Capture, Entry, LightStage, View, head_to_camera
 from facejax.data.files import atomic_write
+from facejax.data.pictures import open_picture
 from facejax.geometry.errors import InputError
 from facejax.geometry.meshes import Topology
 from facejax.geometry.records import Camera, Pose
@@ -239,13 +240,8 @@ def read_topology(path: Path) -> Topology:
 
 def read_picture(path: Path, what: str) -> Float32[np.ndarray, "h w 3"]:
     """Raw values in [0, 1] of a PNG. Raises `InputError`."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"), np.float32) / np.float32(255)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"The {what} {path} cannot be read ({error}): unpack its segment again.") from error
+    with open_picture(path, what, "unpack its segment again") as image:
+        return np.asarray(image.convert("RGB"), np.float32) / np.float32(255)
 
 
 def shrink(image: Float32[np.ndarray, "h w c"], size: tuple[int, int]) -> Float32[np.ndarray, "H W c"]:

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 
 from facejax.data.files import atomic_write
+from facejax.geometry.arrays import open_npz
 from facejax.geometry.errors import InputError
 from facejax.geometry.meshes import Topology
 from facejax.geometry.records import Camera, Face, Pose
@@ -373,7 +374,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
                 for info in archive.infolist()
                 if info.file_size > _MAP_BYTES and info.compress_type == zipfile.ZIP_STORED
             }
-        with np.load(path, allow_pickle=False) as file:
+        with open_npz(path) as file:
             return {name: mapped[name] if name in mapped else file[name] for name in file.files}
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, struct.error, NotImplementedError) as error:
         raise InputError(f"{path} cannot be read as a result ({error}): it is truncated or not an npz file.") from error

@@ -16,6 +16,8 @@ from typing import Any, Protocol, SupportsIndex
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
+from facejax.data.containers import create_mp4, open_container
+from facejax.data.pictures import open_picture
 from facejax.geometry.errors import InputError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -270,30 +272,22 @@ def _images_in(folder: Path) -> list[Path]:
 
 def _image_size(path: Path) -> tuple[int, int]:
     """(width, height) after EXIF rotation, from the header alone."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            turned = image.getexif().get(0x0112, 1) >= 5  # 5..8 are the orientations that swap the axes
-            return image.size[::-1] if turned else image.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} could not be read as an image: {error}") from error
+    with open_picture(path) as image:
+        turned = image.getexif().get(0x0112, 1) >= 5  # 5..8 are the orientations that swap the axes
+        return image.size[::-1] if turned else image.size
 
 
 def _read_image(path: Path) -> np.ndarray:
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
-    try:
-        with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened)
-            if image.mode.startswith("I") or image.mode == "F":
-                # 16-bit greyscale: Pillow's own conversion to RGB clips at 255 instead of scaling.
-                grey = np.asarray(image, dtype=np.float32) / (1.0 if image.mode == "F" else 65535.0)
-                grey8 = np.round(np.clip(grey, 0.0, 1.0) * 255.0).astype(np.uint8)
-                return np.repeat(grey8[..., None], 3, axis=-1)
-            return np.array(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} could not be read as an image: {error}") from error
+    with open_picture(path) as opened:
+        image = ImageOps.exif_transpose(opened)
+        if image.mode.startswith("I") or image.mode == "F":
+            # 16-bit greyscale: Pillow's own conversion to RGB clips at 255 instead of scaling.
+            grey = np.asarray(image, dtype=np.float32) / (1.0 if image.mode == "F" else 65535.0)
+            grey8 = np.round(np.clip(grey, 0.0, 1.0) * 255.0).astype(np.uint8)
+            return np.repeat(grey8[..., None], 3, axis=-1)
+        return np.array(image.convert("RGB"))
 
 
 def _open_images(path: Path, paths: list[Path], fps: float) -> _Facts:
@@ -415,9 +409,8 @@ class _FileReader:
         yield from self._numbered_from(None)
 
     def _numbered_from(self, seek_pts: int | None) -> Iterator[tuple[int, Any]]:
-        import av
 
-        with av.open(str(self._path), metadata_errors="replace") as container:
+        with open_container(self._path) as container:
             stream: Any = container.streams[self._stream]
             stream.thread_type = "AUTO"
             if seek_pts is not None:
@@ -567,7 +560,7 @@ def _open_file(path: Path, frames: tuple[int | None, int | None] | None) -> _Fac
         raise InputError(f"{path} is empty (0 bytes); expected a video.")
     unusable = "could not be opened as a video: it is of another kind, or truncated"
     try:
-        container = av.open(str(path), metadata_errors="replace")
+        container = open_container(path)
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise InputError(f"{path} {unusable} ({_reason(error)}).") from error
     with container:
@@ -614,10 +607,9 @@ def _open_file(path: Path, frames: tuple[int | None, int | None] | None) -> _Fac
 
 def _first_frame(path: Path, stream_index: int, *, count_all: bool) -> tuple[Any, int]:
     """The first frame that decodes (None if none), and with `count_all` how many do."""
-    import av
 
     head, count = None, 0
-    with av.open(str(path), metadata_errors="replace") as container:
+    with open_container(path) as container:
         stream: Any = container.streams[stream_index]
         stream.thread_type = "AUTO" if count_all else "SLICE"
         for frame in _frames_of(container, stream):
@@ -681,11 +673,8 @@ class Masks:
 def _read_mask(path: Path, max_side: int | None) -> np.ndarray:
     from PIL import Image
 
-    try:
-        with Image.open(path) as image:
-            values = np.asarray(image.convert("RGB") if image.mode in ("P", "RGBA", "CMYK", "LA", "PA") else image)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"The mask {path} could not be read as an image: {error}") from error
+    with open_picture(path, "mask") as image:
+        values = np.asarray(image.convert("RGB") if image.mode in ("P", "RGBA", "CMYK", "LA", "PA") else image)
     mask = np.asarray(values.any(axis=-1) if values.ndim == 3 else values != 0)
     # A reduced pixel is ignored as soon as any pixel under it is; float, so that one in a large block still counts.
     size = scaled_size((mask.shape[1], mask.shape[0]), max_side)
@@ -790,7 +779,7 @@ def _write_mp4(
     step = clock * seconds
     encoder = _video_encoder(VIDEO_ENCODERS)
     notes = [] if encoder.endswith("264") else [f"no H.264 encoder in this build of PyAV: written with {encoder}"]
-    with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+    with create_mp4(path) as container:
         stream: Any = None
         sound: _Sound | None = None
         size, pts, previous, count = (0, 0), 0, -1, 0
@@ -859,9 +848,8 @@ class _Sound:
     @classmethod
     def open(cls, path: Path, span: tuple[float, float] | None, out_container: Any) -> "_Sound | None":
         """Adds a sound stream to `out_container`; None where the file has no sound."""
-        import av
 
-        source = av.open(str(path), metadata_errors="replace")
+        source = open_container(path)
         if not source.streams.audio:
             source.close()
             return None

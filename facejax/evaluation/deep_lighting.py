@@ -28,6 +28,7 @@ from facejax.fitting.registration import Pictures, Registration, register, regis
 from facejax.fitting.rendered_fit import inside
 from facejax.fitting.sequence import fit_sequence
 from facejax.fitting.variables import pose_of, spread_frames
+from facejax.geometry.arrays import read_npz
 from facejax.geometry.colour import linear_to_srgb
 from facejax.geometry.errors import InputError
 from facejax.geometry.rotations import rotation_angle
@@ -120,8 +121,7 @@ def open_clip(folder: Path | str) -> Clip:
                 f"{folder} is no clip with truth, it lacks {name}: make one with `facejax data wild-clip`."
             )
     truth = Truth.load(folder)
-    with np.load(folder / "wild.npz", allow_pickle=False) as held:
-        shadowed = held["shadowed"]
+    shadowed = read_npz(folder / "wild.npz", "make the clip again", ("shadowed",))["shadowed"]
     return Clip(folder.name, open_video(folder / "frames"), truth, np.asarray(shadowed, np.float64))
 
 

@@ -23,7 +23,7 @@ from facejax.data.files import atomic_folder
 from facejax.data.sources import RecordFolder, Source, write_records
 from facejax.geometry.errors import InputError
 from facejax.training.engine import Evaluator
-from facejax.training.recipe import Recipe, find_recipe, revive
+from facejax.training.recipe import Recipe, find_recipe, recipe_names, registered_recipe, revive
 from facejax.training.sharding import make_mesh
 
 MOST_TOLERANCE = 0.02
@@ -138,7 +138,13 @@ def pin(
 
 
 def _revived(manifest: dict[str, Any], arrays: dict[str, Any], recipe_file: str) -> tuple[Recipe, dict[str, Any]]:
-    kind = find_recipe(recipe_file or manifest["recipe"])
+    """recipe_file: what the person typed, the only way to a recipe that is not installed."""
+    if not recipe_file and manifest["recipe"] not in recipe_names():
+        raise InputError(
+            f"The checkpoint is of the recipe {manifest['recipe']!r}, which is not installed here, and it never brings "
+            "code: give the recipe's own .py file with --recipe FILE, if you trust it."
+        )
+    kind = find_recipe(recipe_file) if recipe_file else registered_recipe(manifest["recipe"])
     if kind.name != manifest["recipe"]:
         raise InputError(f"The checkpoint is of the recipe {manifest['recipe']!r}, not {kind.name!r}: give that one.")
     return revive(kind, int(manifest["version"]), manifest["config"], arrays)

@@ -16,6 +16,7 @@ import numpy as np
 import facejax
 from facejax.data.files import atomic_write
 from facejax.data.video import Masks, Video
+from facejax.geometry.arrays import open_npz
 from facejax.geometry.errors import InputError
 from facejax.geometry.records import PyTree
 
@@ -39,10 +40,7 @@ class Checkpoint:
         """What was kept under `name`, with the structure of `like`; None if there is none for this very input."""
         path = self.folder / f"{name}.npz"
         try:
-            with (
-                open(path, "rb") as stream,
-                np.load(stream, allow_pickle=False) as file,
-            ):  # numpy leaves broken files open
+            with open_npz(path) as file:
                 if str(file["fingerprint"]) != self.fingerprint:
                     return None
                 leaves, structure = jax.tree_util.tree_flatten(like)

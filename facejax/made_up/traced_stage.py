@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from facejax.data.captures import Entry, LightStage, head_to_camera, mean_over_views, write_facts
 from facejax.data.files import atomic_write
+from facejax.geometry.arrays import read_npz
 from facejax.geometry.errors import InputError
 from facejax.geometry.records import Camera, Pose
 from facejax.made_up.light_stage import LightStageSpec, perform, subject_of
@@ -100,8 +101,8 @@ class StageTracer:
     def __init__(self, stage: LightStage, samples: int = 256) -> None:
         self.stage = stage
         self.spec = spec_in(stage.facts, stage.folder)
-        with np.load(stage.folder / "lights.npz") as held:
-            self.directions, self.group, self.weight = held["directions"], held["group"], held["weight"]
+        held = read_npz(stage.folder / "lights.npz", "make the capture again", ("directions", "group", "weight"))
+        self.directions, self.group, self.weight = held["directions"], held["group"], held["weight"]
         self.subject = subject_of(self.spec)
         if self.subject.topology.n_vertices != stage.topology.n_vertices:
             raise InputError(

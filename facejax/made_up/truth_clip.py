@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from facejax.data.results import derive_vertices
+from facejax.geometry.arrays import read_npz
 from facejax.geometry.colour import linear_to_srgb_bytes
 from facejax.geometry.errors import InputError
 from facejax.made_up.subjects import SubdividedPart, make_motion, make_subject, paint_eyes, paint_skin, sky, turn
@@ -100,10 +101,10 @@ class Truth:
 
     @classmethod
     def load(cls, path: Path) -> "Truth":
-        """Read what `save` wrote; `path` is the file, or the clip's folder."""
+        """Read what `save` wrote; `path` is the file, or the clip's folder. `InputError` where it is not whole."""
         path = Path(path)
-        with np.load(path / "truth.npz" if path.is_dir() else path) as z:
-            return cls(**{f.name: z[f.name] for f in dataclasses.fields(cls)})
+        path = path / "truth.npz" if path.is_dir() else path
+        return cls(**read_npz(path, "make the clip again", [f.name for f in dataclasses.fields(cls)]))
 
 
 # --- the subject ------------------------------------------------------------------------------------------------------

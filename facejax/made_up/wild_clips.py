@@ -22,6 +22,7 @@ from jaxtyping import Float32, UInt8
 from facejax.data.captures import read_facts
 from facejax.data.environments import load_environment, resize_environment
 from facejax.data.files import atomic_write
+from facejax.geometry.arrays import read_npz
 from facejax.geometry.colour import linear_to_srgb_bytes
 from facejax.geometry.errors import InputError
 from facejax.made_up.light_stage import LightStageSpec, subject_of
@@ -156,8 +157,7 @@ class WildTruth:
         path = path / "wild.npz" if path.is_dir() else path
         if not path.is_file():
             raise InputError(f"{path} is not there: make the clip with `facejax data wild-clip`, or let it finish.")
-        with np.load(path) as z:
-            return cls(**{f.name: z[f.name] for f in dataclasses.fields(cls)})
+        return cls(**read_npz(path, "make the clip again", [f.name for f in dataclasses.fields(cls)]))
 
 
 # -- light -------------------------------------------------------------------------------------------------------------
@@ -393,8 +393,8 @@ class _Clip:
         """Write what is known, and say that the clip is whole."""
         parts = []
         for frame in range(self.spec.frames):
-            with np.load(self.out / "parts" / f"{frame:05d}.npz") as z:
-                parts.append({k: z[k] for k in z.files})
+            part = self.out / "parts" / f"{frame:05d}.npz"
+            parts.append(read_npz(part, "remove it and run the command again"))
         made = {k: np.stack([p[k] for p in parts]) for k in parts[0]}
         truth = self.truth
         in_head = np.einsum("fvi,fij->fvj", truth.vertices - truth.translation[:, None], truth.rotation)

@@ -8,10 +8,10 @@ of its own, without Mitsuba.
 import glob
 import os
 import re
-import subprocess
 import sys
 
 from facejax.geometry.errors import InputError
+from facejax.geometry.processes import ProcessError, run_python
 
 MINIMUM_VERSION = (16, 0, 0)
 """The oldest LLVM that Mitsuba's JIT compiler works with."""
@@ -59,10 +59,8 @@ def llvm_version(path: str) -> tuple[int, int, int] | None:
     Before 16 the library cannot say its version; it is then read off the file's name, or (0, 0, 0) where that has none.
     """
     try:
-        run = subprocess.run(
-            [sys.executable, "-c", _READ_VERSION, path], capture_output=True, text=True, timeout=60, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        run = run_python(_READ_VERSION, path, timeout=60.0)
+    except ProcessError:
         return None
     if run.returncode != 0:
         return None

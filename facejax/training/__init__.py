@@ -4,7 +4,7 @@ from facejax.training.config import Config, Machine, Run, override
 from facejax.training.engine import NonFiniteLossError, Outcome, make_step, train
 from facejax.training.hosts import join_hosts
 from facejax.training.networks import Pure
-from facejax.training.recipe import Preset, Recipe, Terms, find_recipe, preset_of, recipe_names
+from facejax.training.recipe import Preset, Recipe, Terms, find_recipe, preset_of, recipe_names, registered_recipe
 
 __all__ = [
     "Config",
@@ -22,5 +22,6 @@ __all__ = [
     "override",
     "preset_of",
     "recipe_names",
+    "registered_recipe",
     "train",
 ]

@@ -32,6 +32,7 @@ from jax.sharding import Mesh
 from facejax.data.checkpoints import describe_files, provenance
 from facejax.data.sources import Batches, MachineError, Share, Source, fingerprint
 from facejax.geometry.errors import InputError
+from facejax.geometry.processes import safe_workers
 from facejax.geometry.records import PyTree
 from facejax.training.config import differences, from_json, to_json
 from facejax.training.folder import Checkpoints, is_remote, locked, open_folder, read_json, write_json
@@ -91,6 +92,7 @@ def train(
         progress = say = None
     progress, say, data = progress or _ignore, say or _ignore, Path(data).expanduser()
     with contextlib.ExitStack() as stack:
+        stack.enter_context(safe_workers())
         # Where: devices, the folder, the data.
         mesh = make_mesh(jax.devices(), machine.model_axis)
         check_batch(run.batch, mesh)

@@ -4,14 +4,14 @@ import contextlib
 import io
 import re
 
-from facejax.training.recipe import find_recipe, preset_of, recipe_names
+from facejax.training.recipe import find_recipe, preset_of, recipe_names, registered_recipe
 
 
 def recipe_list() -> str:
     """Recipes and their presets: the command, and the hardware, time and score that it was measured with."""
     lines = []
     for name in recipe_names():
-        recipe = find_recipe(name)
+        recipe = registered_recipe(name)
         lines.append(f"{recipe.name}: {recipe.summary}")
         for label, preset in recipe.presets.items():
             lines += [f"  {label}: {preset.command}"]

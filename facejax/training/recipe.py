@@ -120,13 +120,23 @@ def recipe_names() -> list[str]:
     return sorted({*_BUILT_IN, *(point.name for point in importlib.metadata.entry_points(group=_ENTRY_POINTS))})
 
 
-def find_recipe(name: str) -> type[Recipe]:
-    """The recipe of that name, or the one in that `.py` file; `InputError`, with the near name, where there is none.
+def find_recipe(name_or_file: str) -> type[Recipe]:
+    """The recipe that a person named: one of `recipe_names`, or that in a `.py` file of their own, which is run.
+
+    Only for what was typed. A name that was read from a file (a manifest, a config) is somebody else's word, and goes
+    to `registered_recipe`, which runs no file. Raises `InputError`, with the near name, where there is none.
+    """
+    if name_or_file.endswith(".py"):
+        return _only_recipe(_module_of(Path(name_or_file)), name_or_file)
+    return registered_recipe(name_or_file)
+
+
+def registered_recipe(name: str) -> type[Recipe]:
+    """The recipe of that name, of facejax or of another installed package; never that of a file.
 
     Other packages offer recipes by the entry point group `facejax.recipes`: a name and the module that holds the class.
+    Raises `InputError`, with the near name, where there is none.
     """
-    if name.endswith(".py"):
-        return _only_recipe(_module_of(Path(name)), name)
     for point in importlib.metadata.entry_points(group=_ENTRY_POINTS, name=name):
         found = point.load()
         return found if isinstance(found, type) else _only_recipe(found, name)
@@ -180,7 +190,11 @@ def _module_of(path: Path) -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        where = f"{error.filename or path}, line {error.lineno}"
+        raise InputError(f"The recipe file {path} is not valid Python ({where}: {error.msg}): mend it.") from error
     return module
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from facejax.geometry.arrays import open_npz
 from facejax.models.generic import layout, parts, sculpt
 
 TABLE = Path(__file__).parent / "mesh.npz"
@@ -326,7 +327,7 @@ def build() -> Mesh:
 
 def load() -> Mesh:
     """The shipped mesh."""
-    with np.load(TABLE) as data:
+    with open_npz(TABLE) as data:
         return Mesh(**{f.name: data[f.name] for f in dataclasses.fields(Mesh)})
 
 

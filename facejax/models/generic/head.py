@@ -7,6 +7,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
+from facejax.geometry.arrays import open_npz
 from facejax.geometry.meshes import SurfacePoints, Topology
 from facejax.models.generic import appearance, build, expressions, identity, layout, sculpt
 from facejax.models.generic.build import Mesh
@@ -77,7 +78,7 @@ def _at_vertices(mesh: Mesh, ids: list[int]) -> SurfacePoints:
 
 def _landmarks478(mesh: Mesh, points68: SurfacePoints) -> SurfacePoints:
     if LANDMARKS_478.is_file():
-        with np.load(LANDMARKS_478) as data:
+        with open_npz(LANDMARKS_478) as data:
             return SurfacePoints(
                 data["landmarks478_triangles"].astype(np.int32), data["landmarks478_weights"].astype(np.float32)
             )

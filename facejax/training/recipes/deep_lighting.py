@@ -25,6 +25,7 @@ from facejax.data.captures import Capture, View, select
 from facejax.data.checkpoints import find_checkpoint, read_network, unflatten
 from facejax.data.multiface import open_capture
 from facejax.data.sources import INDEX, Example, RecordFolder, Source
+from facejax.geometry.arrays import read_npz
 from facejax.geometry.cameras import view_direction
 from facejax.geometry.errors import InputError
 from facejax.geometry.records import Camera, Pose, PRNGKey, PyTree
@@ -43,7 +44,7 @@ from facejax.renderers.texture import sample_texture
 from facejax.renderers.textured import texture_coordinates
 from facejax.renderers.uv import on_image
 from facejax.training.config import Config, Machine, Run, fields_of
-from facejax.training.recipe import Preset, Recipe, Terms, find_recipe, revive
+from facejax.training.recipe import Preset, Recipe, Terms, registered_recipe, revive
 from facejax.training.recipes.deep_appearance import (
     CaptureViews,
     Schedule,
@@ -241,7 +242,8 @@ class DeepLighting(Recipe[DeepLightingConfig]):
             raise InputError(
                 f"{self.config.avatar} is of the recipe {manifest['recipe']!r}: avatar takes one of 'deep-appearance'."
             )
-        recipe, arrays = revive(find_recipe("deep-appearance"), int(manifest["version"]), manifest["config"], arrays)
+        kind = registered_recipe("deep-appearance")
+        recipe, arrays = revive(kind, int(manifest["version"]), manifest["config"], arrays)
         held, told = fields_of(recipe.config.network), fields_of(self.config.appearance)
         for name in held:
             if name != "bf16" and held[name] != told[name]:
@@ -478,8 +480,7 @@ def head_arrays(capture: Capture) -> dict[str, np.ndarray]:
     held = {"faces": topology.faces, "uv": topology.uv, "uv_faces": topology.uv_faces}
     path = Path(getattr(capture, "folder", "")) / "head.npz"
     if path.is_file():
-        with np.load(path, allow_pickle=False) as file:
-            held = {**{name: file[name] for name in file.files}, **held}
+        held = {**read_npz(path, "make the capture again"), **held}
     narrow = {"i": np.int32, "u": np.int32, "f": np.float32, "b": np.bool_}
     # checkpoints hold no arrays without elements
     return {n: a.astype(narrow[a.dtype.kind]) for n, a in held.items() if a.dtype.kind in narrow and a.size}
