@@ -2,11 +2,10 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from facejax.fitting.registration import Registration
-from facejax.fitting.variables import ClipVariables, FrameVariables, variables_of
 from toy_avatar import CODE, GROUPS, toy_avatar
 from toy_head import toy_head
 
@@ -26,13 +25,16 @@ from facejax.evaluation.deep_lighting import (
     report,
     table,
 )
-from facejax.fitting.config import FitConfig
+from facejax.fitting.footage import Footage
+from facejax.fitting.sequence import Fit
 from facejax.geometry.cameras import to_camera_frame
 from facejax.geometry.errors import InputError
 from facejax.geometry.records import Camera, Pose
 from facejax.geometry.rotations import rotvec_to_matrix
 from facejax.models.avatar import AvatarClip, AvatarFrame
 from facejax.objectives.metrics import similarity_align
+from facejax.scenes import ClipVariables, FrameVariables, Lens, Unknowns, make_scene
+from facejax.scenes.unknowns import on_host, variables_of
 
 CAMERA = Camera(focal=jnp.full(2, 300.0), principal_point=jnp.full(2, 48.0))
 POSE = Pose(rotation=jnp.diag(jnp.array([1.0, -1.0, -1.0])), translation=jnp.array([0.0, 0.0, 0.8]))
@@ -113,16 +115,21 @@ def exact():
     eyes = np.asarray(toy_head().params.eye_weight).max(axis=1)
     avatar = dataclasses.replace(toy_avatar(), regions={**toy_avatar().regions, "eyeballs": eyes})
     codes = np.random.default_rng(0).normal(size=(2, CODE)).astype(np.float32)
-    shared = AvatarClip(light=jnp.zeros((GROUPS, 3)))
+    shared = AvatarClip()
     faces = [avatar.vertices(avatar.params, shared, AvatarFrame(code=jnp.asarray(c))) for c in codes]
-    variables = variables_of(POSE, CAMERA, 24.0)
-    frames = FrameVariables(
-        pose=variables.replace(**{k: np.stack([v, v]) for k, v in vars(variables).items()}),
-        code=AvatarFrame(code=jnp.zeros(CODE)).replace(code=codes),
-        light=np.zeros((2, GROUPS, 3), np.float32),
+    one = FrameVariables(
+        lens=Lens(camera=CAMERA, reference_px=jnp.asarray(24.0)),
+        pose=variables_of(POSE, CAMERA, 24.0),
+        code=AvatarFrame(code=jnp.zeros(CODE)),
+        light=jnp.zeros((GROUPS, 3)),
+        log_zoom=jnp.zeros(()),
     )
-    clip_variables = ClipVariables(code=shared, log_focal=jnp.log(CAMERA.focal[0]))
-    done = Registration(avatar, avatar.params, clip_variables, frames, CAMERA, 24.0, FitConfig())
+    frames = on_host(jax.tree.map(lambda x: jnp.stack([x, x]), one))
+    frames = frames.replace(code=frames.code.replace(code=codes))
+    clip = ClipVariables(code=shared, light=jnp.zeros((GROUPS, 3)), log_zoom=jnp.zeros(()))
+    unknowns = Unknowns(params=avatar.params, clip=clip, frames=frames, settled={})
+    footage = Footage(None, None, np.zeros((2, 478, 2)), np.ones((2, 478)), np.ones(2, bool))
+    done = Fit(make_scene(avatar, (48, 48)), footage, unknowns, [])
     seen = np.stack([np.asarray(to_camera_frame(v, POSE)) for v in faces])
 
     return done, seen
@@ -132,8 +139,10 @@ def test_the_truth_has_no_error_and_a_turn_is_a_turn(exact):
     done, truth = exact
     errors = measure_geometry(done, truth, np.arange(2))
     assert max(errors.values()) < 0.05
-    turned = done.frames.pose.turn + np.array([0.0, np.radians(2.0), 0.0], np.float32)
-    off = dataclasses.replace(done, frames=done.frames.replace(pose=done.frames.pose.replace(turn=turned)))
+    frames = done.unknowns.frames
+    turned = frames.pose.turn + np.array([0.0, np.radians(2.0), 0.0], np.float32)
+    moved = done.unknowns.replace(frames=frames.replace(pose=frames.pose.replace(turn=turned)))
+    off = dataclasses.replace(done, unknowns=moved)
     errors = measure_geometry(off, truth, np.arange(2))
     np.testing.assert_allclose(errors["rotation (degrees)"], 2.0, atol=0.05)
     assert errors["face (mm)"] < 0.05  # a rigid error is the rotation's, not the mesh's

@@ -3,14 +3,15 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from facejax.fitting.crops import crop_image, face_boxes, key_frame_images
-from facejax.fitting.samples import sample_surface, visible_points
 from scipy.stats import chi2
 from toy_head import ball
 
 from facejax.data.video import open_video
+from facejax.fitting.footage import Footage, Look, crop_image, face_boxes, read_frames
 from facejax.geometry.cameras import to_camera_frame
+from facejax.geometry.meshes import sample_surface
 from facejax.geometry.records import Camera, Pose
+from facejax.renderers.depth_test import visible_points
 
 VERTICES, FACES, _, _ = ball((0, 0, 0), (0.08, 0.11, 0.09), 24, 32, (0, 0, 1, 1))
 
@@ -174,6 +175,28 @@ def test_boxes_are_squares_around_what_was_seen():
 
 def test_key_frames_come_in_the_order_asked_for():
     frames = np.broadcast_to(np.arange(31, dtype=np.uint8)[:, None, None, None], (31, 40, 40, 3))
-    pairs = list(key_frame_images(open_video(np.array(frames)), None, np.array([1, 4, 5, 9, 12, 30])))
+    pairs = list(read_frames(open_video(np.array(frames)), None, np.array([1, 4, 5, 9, 12, 30])))
     assert [int(f[0, 0, 0]) for f, _ in pairs] == [1, 4, 5, 9, 12, 30]
     assert all(m is None for _, m in pairs)
+
+
+def test_crops_are_those_of_frames_read_one_by_one_in_any_order():
+    """A pass over the clip, jumps within it and back, and frames that two calls share."""
+    rng = np.random.default_rng(5)
+    video = open_video(rng.integers(0, 255, (60, 64, 80, 3)).astype(np.uint8))
+    points = np.tile(np.array([[20.0, 20.0], [50.0, 40.0]]), (60, 1, 1)) + np.arange(60)[:, None, None] * 0.2
+    footage = Footage(video, None, points, np.ones((60, 2)), np.ones(60, bool))
+    look = Look(size=16, margin=1.5, blur_px=0.5)
+    for ids in (
+        np.arange(8),
+        np.arange(4, 20),
+        np.array([1, 30, 59]),
+        np.arange(20, 60),
+        np.array([3, 3, 2]),
+        np.arange(5),
+    ):
+        pictures, ignore = footage.crops(ids, look)
+        for k, i in enumerate(ids):
+            frame = video.read([int(i)])[0]
+            np.testing.assert_array_equal(pictures[k], crop_image(frame, footage.boxes(1.5)[i], 16, blur=0.5))
+        assert not ignore.any()

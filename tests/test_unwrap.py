@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from toy_head import toy_head
 
-from facejax.fitting.texture import combine, fill_holes, texture_chart, unwrap_frame
+from facejax.fitting.texture import combine, crop_side, unwrap_frame
 from facejax.geometry.meshes import barycentric_points
 from facejax.geometry.records import Camera, Pose
 from facejax.geometry.rotations import rotvec_to_matrix
 from facejax.renderers.deferred import make_renderer
+from facejax.renderers.uv import fill_holes, texture_chart
 
 HEAD = toy_head(16, 24)
 SIZE, TEXELS = (160, 160), 64
@@ -202,3 +203,7 @@ def test_a_hole_between_two_colours_is_bridged():
     assert (row[:24] == 0).all()
     assert (row[40:] == 1).all()
     assert (np.diff(row) >= -1e-6).all()
+
+
+def test_crops_of_faces_of_like_size_share_their_side():
+    assert [crop_side(x) for x in (20.0, 260.0, 500.0, 600.0, 5000.0)] == [64, 256, 512, 512, 1024]

@@ -16,7 +16,6 @@ from facejax.data.load import load_model
 from facejax.data.results import TrackResult
 from facejax.data.video import write_video
 from facejax.evaluation.tracking import evaluate_truth
-from facejax.fitting.texture import texture_chart
 from facejax.geometry.colour import linear_to_srgb_bytes
 from facejax.geometry.records import Camera, Face, Pose
 from facejax.geometry.rotations import nearest_rotation, rotation_angle
@@ -25,6 +24,7 @@ from facejax.made_up.truth_clip import Truth, TruthSpec, make_truth
 from facejax.models.landmark_names import LIP_GAP_PAIRS
 from facejax.models.morphable import MorphableHead
 from facejax.renderers import make_renderer
+from facejax.renderers.uv import texture_chart
 
 SPEC = TruthSpec(seed=4, frames=48, size=320, yaw_degrees=30.0, warp_mm=1.0)
 """What the clip shows: a random person, warped a little out of the model's space, turning, speaking, blinking."""

@@ -21,25 +21,27 @@ from jaxtyping import Float
 
 from facejax.data.files import atomic_write
 from facejax.data.video import Video, open_video
-from facejax.fitting.adaptation import adapt
 from facejax.fitting.config import FitConfig
-from facejax.fitting.crops import face_boxes
-from facejax.fitting.registration import Pictures, Registration, register, registration_of
-from facejax.fitting.rendered_fit import inside
-from facejax.fitting.sequence import fit_sequence
-from facejax.fitting.variables import pose_of, spread_frames
+from facejax.fitting.footage import Footage
+from facejax.fitting.plans import adaptation, refinement
+from facejax.fitting.schedule import Job, run_stage
+from facejax.fitting.sequence import Fit, fit_clip
+from facejax.fitting.start import spread_frames
+from facejax.fitting.terms.pictures import draw_frames
 from facejax.geometry.arrays import read_npz
 from facejax.geometry.colour import linear_to_srgb
 from facejax.geometry.errors import InputError
 from facejax.geometry.rotations import rotation_angle
 from facejax.made_up.truth_clip import Truth
-from facejax.models.avatar import STAGES, Avatar
+from facejax.models.avatar import Avatar
 from facejax.objectives.metrics import psnr, similarity_align, ssim
+from facejax.objectives.pictures import inside
+from facejax.scenes import make_scene
+from facejax.scenes.lighting import in_darkness
+from facejax.scenes.unknowns import placed
 
 Identity = Callable[[np.ndarray, np.ndarray], float]
 """(picture, avatar) as uint8 sRGB -> cosine similarity of whatever says who a person is: CSIM, a plug-in."""
-
-_MARGIN = 1.6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,54 +143,57 @@ def key_frames(rotation: Float[np.ndarray, "f 3 3"], among: np.ndarray, count: i
     return among[spread_frames(rotation[among, 2], count)]
 
 
-def first_step(avatar: Avatar, clip: Clip, told: Protocol) -> tuple[Registration, Pictures]:
-    """Step 1: pose and code of every frame from landmarks; what every method starts from."""
+def first_step(avatar: Avatar, clip: Clip, told: Protocol) -> Fit:
+    """Step 1: pose and code of every frame from landmarks; what every method starts from.
+
+    Its footage has the fitted landmarks in place of those that were seen: crops are the same for all methods.
+    """
     landmarks = None
     if told.landmark_noise_px is not None:
         rng = np.random.default_rng(0)
         landmarks = clip.truth.landmarks + rng.normal(0, told.landmark_noise_px, clip.truth.landmarks.shape)
     config = _config(told, texture=False)
     intrinsics = np.asarray(clip.truth.intrinsics) if told.known_camera else None
-    result = fit_sequence(clip.video, avatar, landmarks=landmarks, intrinsics=intrinsics, config=config)
-    boxes = face_boxes(result.landmarks, _MARGIN)
-    return registration_of(avatar, result, config), Pictures(clip.video, None, boxes, np.asarray(result.valid))
+    fit = fit_clip(clip.video, avatar, landmarks=landmarks, intrinsics=intrinsics, config=config)
+    result = fit.result()
+    valid = np.asarray(result.valid)
+    footage = Footage(clip.video, None, np.asarray(result.landmarks), np.ones(result.landmarks.shape[:2]), valid)
+    return dataclasses.replace(fit, footage=footage)
 
 
 def run_method(
-    begun: Registration,
-    given: Pictures,
-    clip: Clip,
-    method: Method,
-    told: Protocol,
-    seed: int = 0,
-    identity: Identity | None = None,
+    begun: Fit, clip: Clip, method: Method, told: Protocol, seed: int = 0, identity: Identity | None = None
 ) -> dict[str, Any]:
     """Registers the held-out frames of a clip by one method, and measures them."""
-    avatar: Avatar = begun.head  # type: ignore[assignment]
-    params = begun.params
-    if not method.pretrained:
-        params = {**params, "lighting": avatar.network.init(jax.random.key(1000 + seed))}
+    avatar: Avatar = begun.scene.head  # type: ignore[assignment]
     config = _config(
         told, light_model=method.light_model, adapt=method.adapt, changing_light=method.changing_light, seed=seed
     )
-    start = dataclasses.replace(begun, params=params, config=config)
+    scene = make_scene(avatar, (told.size, told.size), light_model=config.light_model)
+    unknowns = in_darkness(begun.unknowns, scene.lighting)
+    if not method.pretrained:
+        lighting = avatar.network.init(jax.random.key(1000 + seed))
+        unknowns = unknowns.replace(params={**unknowns.params, "lighting": lighting})
+    valid = np.asarray(begun.footage.valid)
     test = held_out_frames(len(clip.truth.vertices), told.held_out)
-    others = np.setdiff1d(np.flatnonzero(given.valid), test)
-    turns = np.asarray(_poses(begun).rotation)
-    keys = key_frames(turns, others, method.key_frames)
-    adaptation, refinement = (s for s in STAGES[told.preset] if s.data == "rendered")
+    others = np.setdiff1d(np.flatnonzero(valid), test)
+    keys = key_frames(np.asarray(_poses(begun).rotation), others, method.key_frames)
+    job = Job(scene, begun.footage, keys, np.zeros((len(valid), 0), np.float32))
     began = time.perf_counter()
-    lit = jax.block_until_ready(adapt(start, given, keys, adaptation, _quiet))
+    for stage in adaptation(config):
+        unknowns, _ = run_stage(job, stage, unknowns)
+    lit = dataclasses.replace(begun, scene=scene, unknowns=jax.block_until_ready(unknowns))
     adapted = time.perf_counter()
-    test = test[given.valid[test]]
-    done = jax.block_until_ready(register(lit, given, refinement, _quiet, only=test))
+    test = test[valid[test]]
+    unknowns, _ = run_stage(job, refinement(config), unknowns, only=test)
+    done = dataclasses.replace(lit, unknowns=jax.block_until_ready(unknowns))
     registered = time.perf_counter()
-    pictures = frame_pictures(done, given, test, identity)
+    pictures = frame_pictures(done, test, identity)
     return {
         "held out": _means(pictures),
         "per frame": {"L2": [row["L2"] for row in pictures], "shadowed": clip.shadowed[test].tolist()},
-        "before step 3": measure_pictures(lit, given, test),
-        "adapted to": measure_pictures(lit, given, keys[np.linspace(0, len(keys) - 1, min(24, len(keys))).astype(int)]),
+        "before step 3": measure_pictures(lit, test),
+        "adapted to": measure_pictures(lit, keys[np.linspace(0, len(keys) - 1, min(24, len(keys))).astype(int)]),
         "geometry": measure_geometry(done, clip.truth.vertices, test),
         "geometry of step 1": measure_geometry(begun, clip.truth.vertices, test),
         "shadowed": float(clip.shadowed[test].mean()),
@@ -197,16 +202,14 @@ def run_method(
     }
 
 
-def measure_pictures(done: Registration, given: Pictures, ids: np.ndarray) -> dict[str, float]:
+def measure_pictures(done: Fit, ids: np.ndarray) -> dict[str, float]:
     """Means over frames of `frame_pictures`."""
-    return _means(frame_pictures(done, given, ids))
+    return _means(frame_pictures(done, ids))
 
 
-def frame_pictures(
-    done: Registration, given: Pictures, ids: np.ndarray, identity: Identity | None = None
-) -> list[dict[str, float]]:
+def frame_pictures(done: Fit, ids: np.ndarray, identity: Identity | None = None) -> list[dict[str, float]]:
     """L2, SSIM, PSNR of each frame over the pixels that the avatar covers wholly; CSIM with a plug-in."""
-    drawn, cover, seen = done.pictures(given, ids)
+    drawn, cover, seen = draw_frames(done.scene, done.footage, done.unknowns, ids)
     rows = []
     for colour, coverage, picture in zip(drawn, cover, seen, strict=True):
         mask = np.asarray(inside(jnp.asarray(coverage)))
@@ -224,7 +227,7 @@ def frame_pictures(
     return rows
 
 
-def measure_geometry(done: Registration, truth: Float[np.ndarray, "f v 3"], ids: np.ndarray) -> dict[str, float]:
+def measure_geometry(done: Fit, truth: Float[np.ndarray, "f v 3"], ids: np.ndarray) -> dict[str, float]:
     """Errors against true vertices (camera frame, metres), means over frames: mesh (mm), head rotation and gaze.
 
     The avatar's mesh is the subject's, so vertices are compared one by one after the best rigid motion, in the narrow
@@ -232,9 +235,10 @@ def measure_geometry(done: Registration, truth: Float[np.ndarray, "f v 3"], ids:
     Rotation: the best rigid motion from the fitted narrow face to the true one, camera frame, so that how a decoder
     shares motion between pose and mesh does not count. Gaze: of the eyeballs against the face.
     """
-    head: Any = done.head
-    vertices = jax.jit(jax.vmap(lambda c: head.vertices(done.params, done.shared.code, c)))
-    found = np.asarray(vertices(jax.tree_util.tree_map(lambda x: x[ids], done.frames.code)))
+    head: Any = done.scene.head
+    unknowns = done.unknowns
+    vertices = jax.jit(jax.vmap(lambda c: head.vertices(unknowns.params, unknowns.clip.code, c)))
+    found = np.asarray(vertices(jax.tree_util.tree_map(lambda x: x[ids], unknowns.frames.code)))
     poses = _poses(done)
     rotation, translation = np.asarray(poses.rotation)[ids], np.asarray(poses.translation)[ids]
     face = _ids(head, "narrow_face")
@@ -286,9 +290,9 @@ def evaluate_clips(
             continue
         if clip is None or clip.name != key[0]:
             clip = open_clip(folder)
-            begun, given = first_step(avatar, clip, told)
+            begun = first_step(avatar, clip, told)
         todo += 1
-        result = run_method(begun, given, clip, method, told, seed, identity)
+        result = run_method(begun, clip, method, told, seed, identity)
         row = {"clip": key[0], "method": method.name, "seed": seed, **facts, **result}
         done[key] = row
         rows.append(row)
@@ -439,12 +443,8 @@ def _config(told: Protocol, **changes: Any) -> FitConfig:
     return FitConfig(preset=told.preset, size=told.size, frames_at_once=told.frames_at_once, **changes)  # type: ignore[arg-type]
 
 
-def _poses(done: Registration) -> Any:
-    return jax.vmap(lambda p: pose_of(p, done.camera, done.reference_px))(done.frames.pose)
-
-
-def _quiet(done: int, total: int) -> None:
-    del done, total
+def _poses(done: Fit) -> Any:
+    return jax.vmap(lambda f: placed(done.unknowns.clip, f)[0])(done.unknowns.frames)
 
 
 def _degrees(turn: np.ndarray) -> float:

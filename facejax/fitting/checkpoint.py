@@ -5,7 +5,6 @@ import hashlib
 import os
 import shutil
 import types
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 import facejax
 from facejax.data.files import atomic_write
 from facejax.data.video import Masks, Video
-from facejax.geometry.arrays import open_npz
+from facejax.geometry.arrays import DAMAGE, open_npz
 from facejax.geometry.errors import InputError
 from facejax.geometry.records import PyTree
 
@@ -46,7 +45,7 @@ class Checkpoint:
                 leaves, structure = jax.tree_util.tree_flatten(like)
                 values = [file[f"leaf{i}"] for i in range(len(leaves))]
                 numbers = {k[7:]: file[k] for k in file.files if k.startswith("number_")}
-        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
+        except DAMAGE:
             return None
         return jax.tree_util.tree_unflatten(structure, values), numbers
 

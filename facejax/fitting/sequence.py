@@ -74,6 +74,30 @@ def fit_sequence(
 
     Raises InputError, in one sentence, for anything that cannot be tracked.
     """
+    fit = fit_clip(
+        video, params, landmarks=landmarks, intrinsics=intrinsics, masks=masks, identity=identity, face=face,
+        frames=frames, config=config, scene=scene, stages=stages, progress=progress, checkpoint=checkpoint,
+    )  # fmt: skip
+    return fit.result(ipd_mm)
+
+
+def fit_clip(
+    video: Any,
+    params: HeadModel | str | os.PathLike[str],
+    *,
+    landmarks: Any = None,
+    intrinsics: Any = None,
+    masks: Any = None,
+    identity: TrackResult | str | os.PathLike[str] | None = None,
+    face: int = 0,
+    frames: tuple[int | None, int | None] | None = None,
+    config: FitConfig = FitConfig(),  # noqa: B008 (frozen)
+    scene: Scene | None = None,
+    stages: tuple[Stage, ...] | None = None,
+    progress: Progress | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+) -> "Fit":
+    """`fit_sequence` with its result in the scene's own terms, from which further stages can go on."""
     head = resolve_head(params)
     if config.key_frames < 1:
         raise InputError(
@@ -86,7 +110,7 @@ def fit_sequence(
     before = _identity_of(identity, head)
     keep = None
     if checkpoint is not None:
-        print_ = fingerprint(clip, head, landmarks, intrinsics, masks, identity, face, ipd_mm, config, scene, stages)
+        print_ = fingerprint(clip, head, landmarks, intrinsics, masks, identity, face, config, scene, stages)
         keep = Checkpoint(Path(checkpoint), print_)
     seen = _landmarks_of(landmarks, clip, face, report, keep)
     if not seen.valid.any():
@@ -98,9 +122,7 @@ def fit_sequence(
     lens = _one_lens(camera, footage)
     told = Known(zoom=known is not None or before is not None, person=before is not None)
     stages = plan_for(head.roles, config, told) if stages is None else stages
-    fit = run_fit(scene, footage, lens, stages, config, told, before, report, keep)
-    scale = float(before.scale) if before is not None else 1.0
-    return fit.result(np.asarray(clip.time, np.float32), np.arange(clip.n_frames) + clip.first, ipd_mm, scale)
+    return run_fit(scene, footage, lens, stages, config, told, before, report, keep)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -111,6 +133,8 @@ class Fit:
     footage: Footage
     unknowns: Unknowns
     logs: list[StageLog]
+    scale: float = 1.0
+    """Of the head's lengths, where an earlier result knows it."""
 
     @property
     def status(self) -> np.ndarray:
@@ -126,11 +150,9 @@ class Fit:
         status[np.asarray(seen.weights).sum(axis=1) <= 0] = 1
         return status
 
-    def result(
-        self, time: np.ndarray, frame_ids: np.ndarray, ipd_mm: float | None = None, scale: float = 1.0
-    ) -> TrackResult:
-        """Everything as arrays. time: seconds of each frame. scale: of the head's lengths, where it is known; ipd_mm
-        decides it anew."""
+    def result(self, ipd_mm: float | None = None) -> TrackResult:
+        """Everything as arrays. ipd_mm: the person's interpupillary distance, where lengths are to be metric."""
+        clip_of, scale = self.footage.clip, self.scale
         head, unknowns, status = self.scene.head, self.unknowns, self.status
         clip, frames = unknowns.clip, unknowns.frames
         poses, cameras = jax.vmap(placed, in_axes=(None, 0))(clip, frames)
@@ -143,7 +165,6 @@ class Fit:
             params = head.params
         light = jax.vmap(light_in, in_axes=(None, 0))(clip, frames)
         twin, identity, expressions, shown = head.as_morphable(params, clip.code, frames.code, light)
-        width, height = self.footage.clip.size
         result = assemble(
             twin,
             shared=identity,
@@ -151,9 +172,9 @@ class Fit:
             poses=poses,
             light=shown,
             camera=jax.tree_util.tree_map(lambda x: x[0], cameras),
-            image_size=(width, height),
-            time=time,
-            frame_ids=frame_ids,
+            image_size=clip_of.size,
+            time=np.asarray(clip_of.time, np.float32),
+            frame_ids=np.arange(clip_of.n_frames) + clip_of.first,
             landmarks_target=np.where(np.isfinite(self.footage.points), self.footage.points, np.nan),
             valid=status == 0,
             status=status,
@@ -187,7 +208,7 @@ def run_fit(
     linear = isinstance(scene.lighting, LinearLighting)  # a texture is what is left when light is divided out
     if config.texture and linear and "texture" in scene.head.roles and not known.person:
         unknowns = solve_texture(job, unknowns, config)
-    return Fit(scene, footage, unknowns, logs)
+    return Fit(scene, footage, unknowns, logs, float(before.scale) if before is not None else 1.0)
 
 
 def key_frames(alike: Float[np.ndarray, "f d"], footage: Footage, count: int) -> np.ndarray:

@@ -10,14 +10,17 @@ from jaxtyping import Array, Float, Int
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Topology:
-    """Connectivity of a mesh: constant while a head moves, so plain numpy, compared by identity, static under jit."""
+    """Connectivity of a mesh: constant while a head moves, so plain numpy, compared by identity, static under jit.
 
-    faces: np.ndarray
-    """(T, 3) int32 vertex ids, counter-clockwise seen from outside."""
-    uv: np.ndarray
-    """(U, 2) float32 texture coordinates in [0, 1], (0, 0) at the bottom left."""
-    uv_faces: np.ndarray
-    """(T, 3) int32 ids into `uv`."""
+    A program that is trained from a state that holds its mesh may make one of traced arrays, for a renderer within.
+    """
+
+    faces: Int[np.ndarray | Array, "t 3"]
+    """Vertex ids, counter-clockwise seen from outside."""
+    uv: Float[np.ndarray | Array, "u 2"]
+    """Texture coordinates in [0, 1], (0, 0) at the bottom left."""
+    uv_faces: Int[np.ndarray | Array, "t 3"]
+    """Ids into `uv`."""
     n_vertices: int
 
     @property

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from facejax.geometry.cameras import view_direction
 from facejax.geometry.meshes import SurfacePoints, Topology, barycentric_points
@@ -36,6 +36,29 @@ class AvatarFrame(Record):
 
     code: Float[Array, "z"]
     """The decoder's code, standard normal in training."""
+
+
+def relit_texture(
+    network: LightingNetwork,
+    weights: PyTree,
+    texture: Float[Array, "h w 3"],
+    light: Float[Array, "g 3"],
+    pose: Pose,
+    rig: Float[Array, "3 3"],
+    directions: Float[Array | np.ndarray, "d 3"] | None = None,
+    group: Int[Array | np.ndarray, "d"] | None = None,
+) -> Float[Array, "h w 3"]:
+    """Eq. (2) and (3): linear radiance of a fully lit texture under a lighting code; may be negative.
+
+    pose: head to camera. rig: rotation of the head to the frame in which the lights are fixed. directions, group: of
+    the capture's lights, for networks that see them as the turned head does.
+    """
+    features = rig_pose_features(rig, view_direction(pose))
+    if network.config.lights:
+        assert directions is not None
+        assert group is not None
+        light = lights_on_head(light, rig, jnp.asarray(directions), jnp.asarray(group))
+    return relight(texture, network(weights, light, features, texture))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -110,14 +133,11 @@ class Avatar:
         pose: head to camera, as the face was decoded for. rig: rotation of the head to the frame in which the lights
         are fixed; None for that camera's own, as in a clip.
         """
-        rotation = pose.rotation if rig is None else rig
-        features = rig_pose_features(rotation, view_direction(pose))
-        if self.network.config.lights:
-            assert self.light_directions is not None
-            assert self.light_group is not None
-            light = lights_on_head(light, rotation, jnp.asarray(self.light_directions), jnp.asarray(self.light_group))
-        maps = self.network(params["lighting"], light, features, face.texture)
-        return face.replace(texture=relight(face.texture, maps))
+        rig = pose.rotation if rig is None else rig
+        texture = relit_texture(
+            self.network, params["lighting"], face.texture, light, pose, rig, self.light_directions, self.light_group
+        )
+        return face.replace(texture=texture)
 
     def code_prior(self, params: PyTree, shared: AvatarClip, frame: AvatarFrame) -> Float[Array, ""]:
         """Standard normal codes."""

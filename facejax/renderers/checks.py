@@ -19,11 +19,13 @@ _ROTATION_TOLERANCE = 1e-3
 
 def check_topology(topology: Topology, size: tuple[int, int]) -> None:
     """Refuse a mesh or an image size that cannot be drawn: no triangles, ids out of range, UV that do not fit."""
-    faces, uv_faces = np.asarray(topology.faces), np.asarray(topology.uv_faces)
+    faces, uv_faces = topology.faces, topology.uv_faces
     if len(size) != 2 or min(size) < 1:
         raise InputError(f"An image size is (height, width) in pixels, both at least 1, got {size}.")
     if faces.ndim != 2 or faces.shape[1] != 3 or not len(faces):
         raise InputError(f"A mesh to draw needs triangles, (T, 3) vertex ids, got {faces.shape}.")
+    if not known(faces, uv_faces):
+        return
     if faces.min() < 0 or faces.max() >= topology.n_vertices:
         raise InputError(
             f"Triangles must name vertices from 0 to {topology.n_vertices - 1}, got {faces.min()} to {faces.max()}."

@@ -53,12 +53,14 @@ def draw_texture(
     return Image(colour=stack[..., :3], coverage=stack[..., 3], depth=fragments.depth)
 
 
-def make_textured_renderer(topology: Topology, size: tuple[int, int]) -> Render:
+def make_textured_renderer(topology: Topology, size: tuple[int, int], *, antialiased: bool = True) -> Render:
     """A `render` of faces that show their own radiance: albedo times texture; what it takes as light is not used."""
 
     def render(face: Face, light: Array, pose: Pose, camera: Camera, key: PRNGKey | None = None) -> Image:
         del light, key
-        return draw_texture(face.vertices, face.texture, pose, camera, topology, size, factor=face.albedo)
+        return draw_texture(
+            face.vertices, face.texture, pose, camera, topology, size, factor=face.albedo, antialiased=antialiased
+        )
 
     return render
 

@@ -1,6 +1,7 @@
 """Scenes: a head, a light and a renderer as one pure function of their unknowns. THE composition."""
 
 from facejax.scenes.lighting import (
+    AsCaptured,
     Harmonics,
     Lamps,
     Lighting,
@@ -15,6 +16,7 @@ from facejax.scenes.scene import Drawn, Scene, Seen, make_scene
 from facejax.scenes.unknowns import ClipVariables, FrameVariables, Lens, PoseVariables, Unknowns
 
 __all__ = [
+    "AsCaptured",
     "ClipVariables",
     "Drawn",
     "FrameVariables",

@@ -20,6 +20,7 @@ from facejax.renderers.lights import NearLights, sphere_directions
 from facejax.renderers.sh import irradiance_basis, rotate_sh
 from facejax.renderers.shadows import ShadowedRender, shadowed_transfer
 from facejax.renderers.visibility import distant_visibility
+from facejax.scenes.unknowns import Unknowns, repeat_frames
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 _LEAST_OPEN = 0.05  # of the sky; vertices that see less are inside the mouth or the neck
@@ -180,6 +181,30 @@ class NetworkLight:
         return jnp.zeros(())
 
 
+@dataclasses.dataclass(frozen=True)
+class AsCaptured:
+    """No light of its own: a texture shows what it was under the light that it was captured in."""
+
+    def init(self) -> tuple[()]:
+        """Nothing."""
+        return ()
+
+    def prepare(self, vertices: Float[Array, "v 3"]) -> tuple[()]:
+        """Nothing."""
+        del vertices
+        return ()
+
+    def shade(self, params: PyTree, face: Face, light: PyTree, pose: Pose, prepared: PyTree) -> Lit:
+        """The face as it is."""
+        del params, light, pose, prepared
+        return Lit(face, jnp.zeros((1, 3)))
+
+    def prior(self, light: PyTree) -> Float[Array, ""]:
+        """None."""
+        del light
+        return jnp.zeros(())
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class TextureHarmonics:
     """ "ours-SH" of Chen et al.: texture times sum_b gamma_b H_b(n), 27 numbers (MoFA's, Tewari et al. 2017).
@@ -247,3 +272,12 @@ def zero_light(lighting: Lighting) -> PyTree:
 def light_rows(lighting: Lighting) -> int:
     """Of a light (rows, 3)."""
     return int(np.shape(lighting.init())[0])
+
+
+def in_darkness(unknowns: Unknowns, lighting: Lighting) -> Unknowns:
+    """Unknowns without any light, in the terms of this lighting."""
+    none = zero_light(lighting)
+    count = len(unknowns.frames.log_zoom)
+    return unknowns.replace(
+        clip=unknowns.clip.replace(light=none), frames=unknowns.frames.replace(light=repeat_frames(none, count))
+    )

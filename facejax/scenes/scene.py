@@ -5,7 +5,7 @@ Fitting, training, evaluation and apps all draw with a `Scene`; nobody else call
 
 import dataclasses
 import functools
-from typing import Any, Literal
+from typing import Any
 
 from jaxtyping import Array, Float
 
@@ -136,15 +136,12 @@ def _no_picture(face: Face, light: Any, pose: Pose, camera: Camera, key: PRNGKey
     raise InputError("A scene reduced to points has no triangles to draw: take the whole scene for pictures.")
 
 
-LightModel = Literal["network", "sh", "shadowed-sh"]
-
-
 @functools.lru_cache(maxsize=16)
 def make_scene(
     head: HeadModel,
     size: tuple[int, int],
     *,
-    light_model: LightModel = "network",
+    light_model: str = "network",
     bands: int = 3,
     antialiased: bool = True,
 ) -> Scene:

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from facejax.geometry.records import Camera, Pose, PyTree, Record, record
@@ -76,7 +77,7 @@ class Unknowns(Record):
     """What terms solved in closed form, by name, such as the colours of points on the skin."""
 
 
-def pose_of(variables: PoseVariables, camera: Camera, reference_px: float | Float[Array, ""]) -> Pose:
+def pose_of(variables: PoseVariables, camera: Camera, reference_px: Float[ArrayLike, ""] | float) -> Pose:
     """The rigid motion that `PoseVariables` stand for under a camera."""
     rotation = jnp.matmul(rotvec_to_matrix(variables.turn), variables.base, precision=_HIGHEST)
     depth = camera.focal[0] / (jnp.exp(variables.log_scale) * reference_px)
@@ -84,7 +85,7 @@ def pose_of(variables: PoseVariables, camera: Camera, reference_px: float | Floa
     return Pose(rotation=rotation, translation=jnp.append(offset, depth))
 
 
-def variables_of(pose: Pose, camera: Camera, reference_px: float | Float[Array, ""]) -> PoseVariables:
+def variables_of(pose: Pose, camera: Camera, reference_px: Float[ArrayLike, ""] | float) -> PoseVariables:
     """Inverse of `pose_of`, with `turn` zero."""
     depth = pose.translation[2]
     return PoseVariables(

@@ -15,7 +15,7 @@ from facejax.geometry.colour import linear_to_srgb, srgb_to_linear
 from facejax.geometry.records import PRNGKey, PyTree, Record, record
 from facejax.objectives.pictures import inside, picture_loss
 from facejax.scenes import ClipVariables, FrameVariables, Scene, Unknowns
-from facejax.scenes.lighting import light_rows
+from facejax.scenes.lighting import in_darkness, light_rows
 from facejax.scenes.unknowns import take_frames
 
 MARGIN = 1.6
@@ -114,7 +114,7 @@ class LightOfPictures(Term):
         del seen
         rows = light_rows(scene.lighting)
         few = ids[np.linspace(0, len(ids) - 1, min(_FEW_CHANGING if self.changing else _FEW, len(ids))).astype(int)]
-        dark = without_light(unknowns)
+        dark = in_darkness(unknowns, scene.lighting)
         systems = []
         for i in few:
             told = take_frames(observe_pictures(scene, footage, dark, np.array([i])), 0)
@@ -131,13 +131,6 @@ class LightOfPictures(Term):
             own = np.stack([_least_squares([s], light, 10 * _RIDGE, positive) for s in systems])
             frames = frames.replace(light=between(own - light, few, len(frames.light)))
         return dark.replace(clip=dark.clip.replace(light=jnp.asarray(light, jnp.float32)), frames=frames)
-
-
-def without_light(unknowns: Unknowns) -> Unknowns:
-    """The same in darkness."""
-    dark = jax.tree_util.tree_map(jnp.zeros_like, unknowns.clip.light)
-    each = jax.tree_util.tree_map(np.zeros_like, unknowns.frames.light)
-    return unknowns.replace(clip=unknowns.clip.replace(light=dark), frames=unknowns.frames.replace(light=each))
 
 
 @functools.lru_cache(maxsize=8)

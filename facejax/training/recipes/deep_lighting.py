@@ -26,23 +26,19 @@ from facejax.data.checkpoints import find_checkpoint, read_network, unflatten
 from facejax.data.multiface import open_capture
 from facejax.data.sources import INDEX, Example, RecordFolder, Source
 from facejax.geometry.arrays import read_npz
-from facejax.geometry.cameras import view_direction
 from facejax.geometry.errors import InputError
-from facejax.geometry.records import Camera, Pose, PRNGKey, PyTree
+from facejax.geometry.meshes import Topology
+from facejax.geometry.records import Camera, Face, Pose, PRNGKey, PyTree
 from facejax.models import deep_appearance, lighting_network
-from facejax.models.deep_appearance import DeepAppearanceConfig, DeepAppearanceModel
+from facejax.models.avatar import relit_texture
+from facejax.models.deep_appearance import Appearance, DeepAppearanceConfig, DeepAppearanceModel
 from facejax.models.lighting_network import (
     LightingNetwork,
     LightingNetworkConfig,
-    lights_on_head,
-    relight,
-    rig_pose_features,
 )
 from facejax.objectives.deep_appearance import LightingWeights, lighting_terms
-from facejax.renderers.raster import rasterise
-from facejax.renderers.texture import sample_texture
-from facejax.renderers.textured import texture_coordinates
-from facejax.renderers.uv import on_image
+from facejax.renderers.textured import make_textured_renderer
+from facejax.scenes import AsCaptured, NetworkLight, Scene
 from facejax.training.config import Config, Machine, Run, fields_of
 from facejax.training.recipe import Preset, Recipe, Terms, registered_recipe, revive
 from facejax.training.recipes.deep_appearance import (
@@ -277,32 +273,26 @@ class DeepLighting(Recipe[DeepLightingConfig]):
         nearest = np.abs(every[:, None] - expressions).argmin(axis=1)
         return np.concatenate(codes)[nearest]
 
-    def relit(
-        self, params: PyTree, state: PyTree, code: Float[Array, "z"], light: Float[Array, "g 3"], example: PyTree
-    ) -> tuple[Float[Array, "v 3"], Float[Array, "s s 3"], Float[Array, "s s 3"]]:
-        """(vertices, fully lit texture, relit texture) of a code under a light as an example's camera sees them."""
-        pose = Pose(rotation=example["rotation"], translation=example["translation"])
-        view = view_direction(pose)
-        decoder = jax.tree.map(lambda x: x.astype(jnp.float32), state["appearance"]["params"])
-        face = self.model.decode(decoder, state["appearance"]["state"], code, view)
-        features = rig_pose_features(example["head_rotation"], view)
-        if self.config.network.lights:
-            head = state["head"]
-            light = lights_on_head(light, example["head_rotation"], head["light_directions"], head["light_group"])
-        maps = self.network(params["network"], light, features, face.texture)
-        return face.vertices, face.texture, relight(face.texture, maps)
+    def scene(self, state: PyTree, size: tuple[int, int]) -> Scene:
+        """The avatar as it is being trained, under its own network, as a fit draws it (without smooth outlines, where
+        nothing is compared)."""
+        head = _Trained(self, state)
+        render = make_textured_renderer(head.topology, size, antialiased=False)
+        return Scene(head, NetworkLight(head), render, size)  # type: ignore[arg-type]
 
-    def _place(
-        self, state: PyTree, vertices: Float[Array, "v 3"], example: PyTree
-    ) -> tuple[Float[Array, "h w 2"], Float[Array, "h w"]]:
-        """(texture coordinates, weight) of pixels: where the mesh shows the head and nothing else."""
-        head = state["head"]
+    def _drawn(
+        self, scene: Scene, params: PyTree, light: PyTree, example: PyTree, drawn: PyTree = None
+    ) -> tuple[Float[Array, "h w 3"], Float[Array, "h w"]]:
+        """(image, weight) of an example's camera: pixels count where the mesh shows the head and nothing else.
+
+        drawn: vertices to draw the texture on; None: the decoded ones.
+        """
         pose = Pose(rotation=example["rotation"], translation=example["translation"])
         camera = Camera(focal=example["focal"], principal_point=example["principal_point"])
-        size = example["image"].shape[:2]
-        fragments = rasterise(on_image(vertices, pose, camera), head["faces"], size)
-        whole = (fragments.triangle >= 0) & (example["mask"] >= _WHOLE * 255)
-        return texture_coordinates(fragments, head["uv"], head["uv_faces"]), whole.astype(jnp.float32)
+        frame = {"code": params["codes"][example["expression"]], "drawn": drawn}
+        image = scene.view(params, (), frame, light, pose, camera).image
+        whole = (image.coverage > 0) & (example["mask"] >= _WHOLE * 255)
+        return image.colour, whole.astype(jnp.float32)
 
     def loss(self, params: PyTree, state: PyTree, batch: PyTree, key: PRNGKey) -> tuple[Terms, PyTree]:
         """Image, geometry and codes, see `lighting_terms`."""
@@ -310,15 +300,13 @@ class DeepLighting(Recipe[DeepLightingConfig]):
 
         def one(example: PyTree) -> Terms:
             code = params["codes"][example["expression"]]
-            vertices, _, texture = self.relit(params, state, code, example["light"], example)
-            known = example["tracked"].astype(jnp.float32)
-            drawn = vertices
+            scene = self.scene(state, example["image"].shape[:2])
+            vertices = scene.head.vertices(params, (), {"code": code, "drawn": None})
+            known, drawn = example["tracked"].astype(jnp.float32), None
             if self.config.shape == "tracked":
                 drawn = jax.lax.stop_gradient(jnp.where(example["tracked"], example["vertices"], vertices))
-            uv, weight = self._place(state, drawn, example)
-            drawn_image, image = saturated(
-                sample_texture(texture, uv), example["image"].astype(jnp.float32), self.config.lights.white
-            )
+            shown, weight = self._drawn(scene, params, (example["light"], example["head_rotation"]), example, drawn)
+            drawn_image, image = saturated(shown, example["image"].astype(jnp.float32), self.config.lights.white)
             return lighting_terms(
                 drawn_image, image, weight, vertices, example["vertices"], code, known,
                 self.config.weights,
@@ -363,14 +351,13 @@ class DeepLighting(Recipe[DeepLightingConfig]):
 
     def _seen(self, params: PyTree, state: PyTree, example: PyTree) -> tuple[Array, Array, Array, Array, Array]:
         """(exposure, images relit as recorded and exposed, fully lit image, weight of pixels) of a test example."""
-        code = params["codes"][example["expression"]]
-        vertices, full, texture = self.relit(params, state, code, example["light"], example)
-        uv, weight = self._place(state, vertices, example)
+        scene, rig = self.scene(state, example["image"].shape[:2]), example["head_rotation"]
+        lit, weight = self._drawn(scene, params, (example["light"], rig), example)
+        full, _ = self._drawn(dataclasses.replace(scene, lighting=AsCaptured()), params, (), example)
         image, w = example["image"].astype(jnp.float32), weight[..., None]
         exposure = _BRIGHTNESS / jnp.maximum(jnp.sum(w * image) / jnp.maximum(3 * jnp.sum(w), 1e-6), _DIMMEST)
-        _, _, exposed = self.relit(params, state, code, exposure * example["light"], example)
-        three = sample_texture(jnp.concatenate([texture, exposed, full], axis=-1), uv)
-        return exposure, three[..., :3], three[..., 3:6], three[..., 6:], weight
+        exposed, _ = self._drawn(scene, params, (exposure * example["light"], rig), example)
+        return exposure, lit, exposed, full, weight
 
     def pictures(self, params: PyTree, state: PyTree, batch: PyTree) -> dict[str, np.ndarray]:
         """Four images inside the mask: as recorded, relit, fully lit; and the difference of the first two."""
@@ -383,6 +370,56 @@ class DeepLighting(Recipe[DeepLightingConfig]):
             for t, r, f, s in zip(truth, np.asarray(relit), np.asarray(full), shown, strict=True)
         ]
         return {"relit": np.concatenate(rows, axis=0)}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Trained:
+    """What a `Scene` asks of a head, of an avatar whose network is being trained and whose decoder is held.
+
+    Its frame code is {"code", "drawn"}: vertices to draw instead of the decoded ones, or None. A light is (lighting
+    code, rotation of the head to the frame of the lights).
+    """
+
+    recipe: DeepLighting
+    state: PyTree
+
+    @property
+    def topology(self) -> Topology:
+        head = self.state["head"]
+        count = self.recipe.config.appearance.n_vertices
+        return Topology(head["faces"], head["uv"], head["uv_faces"], n_vertices=count)
+
+    def _decoded(self, frame: PyTree, view: Float[Array, "3"]) -> Appearance:
+        held = self.state["appearance"]
+        decoder = jax.tree.map(lambda x: x.astype(jnp.float32), held["params"])
+        return self.recipe.model.decode(decoder, held["state"], frame["code"], view)
+
+    def vertices(self, params: PyTree, clip: PyTree, frame: PyTree) -> Float[Array, "v 3"]:
+        """As decoded."""
+        del params, clip
+        return self._decoded(frame, jnp.array([0.0, 0.0, 1.0])).vertices  # no mesh depends on the view
+
+    def decode(self, params: PyTree, clip: PyTree, frame: PyTree, view: Float[Array, "3"]) -> Face:
+        """Eq. (1): the fully lit face."""
+        del params, clip
+        found = self._decoded(frame, view)
+        vertices = found.vertices if frame["drawn"] is None else frame["drawn"]
+        flat = jnp.zeros(len(vertices))
+        return Face(
+            vertices=vertices, albedo=jnp.ones_like(vertices), texture=found.texture, specular=flat, roughness=flat + 1
+        )
+
+    def relit(self, params: PyTree, face: Face, light: PyTree, pose: Pose, rig: Any = None) -> Face:
+        """Eq. (2) and (3)."""
+        del rig
+        head, (code, turn) = self.state["head"], light
+        lamps = head.get("light_directions"), head.get("light_group")
+        texture = relit_texture(self.recipe.network, params["network"], face.texture, code, pose, turn, *lamps)
+        return face.replace(texture=texture)
+
+    def no_light(self) -> Float[Array, "g 3"]:
+        """See `Avatar.no_light`."""
+        return self.recipe.network.no_light()
 
 
 class LitViews(CaptureViews):

@@ -4,11 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from facejax.fitting.optimise import frame_curvature, join, minimise, path_name, split, whitening
-from facejax.fitting.variables import ClipVariables, FrameVariables, PoseVariables
 from toy_head import toy_head
 
 from facejax.fitting.checkpoint import Checkpoint, fingerprint
+from facejax.fitting.solve import frame_curvature, join, minimise, paths_of, split, whitening
+from facejax.geometry.records import Camera
+from facejax.scenes import ClipVariables, FrameVariables, Lens, PoseVariables
+from facejax.scenes.unknowns import leaf_at, path_name, with_leaf
 
 HEAD = toy_head(6, 8)
 SHARED, FRAME = HEAD.init_code()
@@ -16,8 +18,14 @@ SHARED, FRAME = HEAD.init_code()
 
 def variables():
     pose = PoseVariables(base=jnp.eye(3), turn=jnp.zeros(3), anchor=jnp.zeros(2), log_scale=jnp.zeros(()))
-    frame = FrameVariables(pose=pose, code=FRAME, light=HEAD.init_light())
-    return {"shared": ClipVariables(code=SHARED, log_focal=jnp.zeros(())), "frame": frame}
+    lens = Lens(camera=Camera(focal=jnp.ones(2), principal_point=jnp.zeros(2)), reference_px=jnp.ones(()))
+    frame = FrameVariables(lens=lens, pose=pose, code=FRAME, light=HEAD.init_light(), log_zoom=jnp.zeros(()))
+    return {"clip": ClipVariables(code=SHARED, light=jnp.zeros((9, 3)), log_zoom=jnp.zeros(())), "frame": frame}
+
+
+def alone(loss):
+    """A loss without frames, as `minimise` wants it: one term, one frame that it says nothing of."""
+    return lambda v: (loss(v), jnp.zeros((1, 1)))
 
 
 def names(tree):
@@ -26,14 +34,30 @@ def names(tree):
 
 
 def test_paths_have_names():
-    assert {"shared.log_focal", "shared.code.shape", "frame.pose.turn", "frame.code.gaze"} <= names(variables())
+    assert {"clip.log_zoom", "clip.code.shape", "frame.pose.turn", "frame.code.gaze"} <= names(variables())
 
 
 def test_split_takes_what_is_free_and_never_constants():
-    moving, held = split(variables(), ("frame.pose", "shared.code.shape"))
-    assert names(moving) == {"frame.pose.turn", "frame.pose.anchor", "frame.pose.log_scale", "shared.code.shape"}
+    moving, held = split(variables(), ("frame.pose", "clip.code.shape"))
+    assert names(moving) == {"frame.pose.turn", "frame.pose.anchor", "frame.pose.log_scale", "clip.code.shape"}
     assert names(held) == names(variables()) - names(moving)
-    assert "frame.pose.base" in names(held)
+    assert {"frame.pose.base", "frame.lens.reference_px"} <= names(held)
+    assert "frame.lens.camera.focal" in names(split(variables(), ("frame",))[1])
+
+
+def test_roles_stand_for_the_head_s_own_leaves():
+    roles = {"motion": ("frame.code",), "shape": ("clip.code.shape",)}
+    assert paths_of(roles, ("frame.pose", "motion", "network")) == ("frame.pose", "frame.code")
+
+
+def test_a_leaf_is_found_and_replaced_by_its_name():
+    v = variables()
+    assert leaf_at(v, "frame.pose.turn").shape == (3,)
+    changed = with_leaf(v, "clip.code.shape", jnp.ones(3))
+    np.testing.assert_array_equal(changed["clip"].code.shape, 1)
+    np.testing.assert_array_equal(v["clip"].code.shape, 0)
+    with pytest.raises(KeyError):
+        with_leaf(v, "clip.code.no_such", 0)
 
 
 def test_a_prefix_is_a_whole_name():
@@ -44,7 +68,7 @@ def test_a_prefix_is_a_whole_name():
 
 def test_join_is_the_inverse_of_split():
     v = variables()
-    for free in ((), ("frame",), ("shared.code", "frame.light")):
+    for free in ((), ("frame",), ("clip.code", "frame.light")):
         back = join(*split(v, free))
         assert jax.tree_util.tree_structure(back) == jax.tree_util.tree_structure(v)
         for a, b in zip(jax.tree_util.tree_leaves(back), jax.tree_util.tree_leaves(v), strict=True):
@@ -55,16 +79,20 @@ def test_a_quadratic_is_solved_and_the_rest_stays():
     goal = jnp.array([0.3, -0.2, 0.1])
 
     def loss(v):
-        away = jnp.sum((v["shared"].code.shape - goal) ** 2)
+        away = jnp.sum((v["clip"].code.shape - goal) ** 2)
         return away + jnp.sum((v["frame"].pose.turn - goal) ** 2) + jnp.sum((v["frame"].light - 5) ** 2)
 
     v = variables()
-    run = jax.jit(lambda v: minimise(loss, v, ("shared.code.shape", "frame.pose.turn"), steps=300))
-    solved, losses = run(v)
-    np.testing.assert_allclose(solved["shared"].code.shape, goal, atol=2e-3)
-    np.testing.assert_allclose(solved["frame"].pose.turn, goal, atol=2e-3)
+    v["frame"] = jax.tree_util.tree_map(lambda x: x[None], v["frame"])  # one frame
+    run = jax.jit(lambda v: minimise(alone(loss), v, ("clip.code.shape", "frame.pose.turn"), steps=300))
+    done = run(v)
+    solved, losses = done.variables, done.losses
+    assert done.finite.all()
+    assert done.whole
+    np.testing.assert_allclose(solved["clip"].code.shape, goal, atol=2e-3)
+    np.testing.assert_allclose(solved["frame"].pose.turn[0], goal, atol=2e-3)
     np.testing.assert_array_equal(solved["frame"].light, v["frame"].light)
-    np.testing.assert_array_equal(solved["frame"].pose.base, jnp.eye(3))
+    np.testing.assert_array_equal(solved["frame"].pose.base[0], jnp.eye(3))
     assert losses.shape == (300,)
     np.testing.assert_allclose(losses[0], loss(v), rtol=1e-6)
     assert losses[-1] < losses[0]
@@ -74,21 +102,41 @@ def test_coordinates_of_different_curvature_arrive_together():
     """Adam does not mind that one direction is 10,000 times as steep."""
     stiff = jnp.array([1.0, 100.0, 10_000.0])
     start = variables()
-    start["shared"] = start["shared"].replace(code=SHARED.replace(shape=jnp.ones(3)))
-    loss = lambda v: jnp.sum(stiff * v["shared"].code.shape ** 2)  # noqa: E731
-    solved, _ = jax.jit(lambda v: minimise(loss, v, ("shared.code.shape",), steps=300))(start)
-    assert np.abs(np.asarray(solved["shared"].code.shape)).max() < 0.02
+    start["clip"] = start["clip"].replace(code=SHARED.replace(shape=jnp.ones(3)))
+    loss = lambda v: jnp.sum(stiff * v["clip"].code.shape ** 2)  # noqa: E731
+    solved = jax.jit(lambda v: minimise(alone(loss), v, ("clip.code.shape",), steps=300))(start).variables
+    assert np.abs(np.asarray(solved["clip"].code.shape)).max() < 0.02
 
 
-def test_a_gradient_that_is_not_finite_stops_its_leaf_and_no_other():
+def test_a_gradient_that_is_not_finite_stops_what_frames_share_and_says_so():
     def loss(v):
-        bad = jnp.sum(jnp.sqrt(v["shared"].code.skin))  # infinite slope at 0
-        return bad + jnp.sum((v["shared"].code.shape - 1) ** 2)
+        bad = jnp.sum(jnp.sqrt(v["clip"].code.skin))  # infinite slope at 0
+        return bad + jnp.sum((v["clip"].code.shape - 1) ** 2)
 
-    solved, _ = jax.jit(lambda v: minimise(loss, v, ("shared.code",), steps=100))(variables())
-    assert all(np.isfinite(np.asarray(x)).all() for x in jax.tree_util.tree_leaves(solved))
-    np.testing.assert_allclose(solved["shared"].code.shape, 1, atol=0.05)
-    np.testing.assert_array_equal(solved["shared"].code.skin, 0)
+    done = jax.jit(lambda v: minimise(alone(loss), v, ("clip.code",), steps=5))(variables())
+    assert not done.whole
+    for a, b in zip(*map(jax.tree_util.tree_leaves, (done.variables, variables())), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("whitened", [True, False])
+def test_a_frame_that_is_not_finite_stops_alone(whitened):
+    start = {"frame": {"x": jnp.ones((3, 2))}, "clip": jnp.zeros(2)}
+
+    def loss(v):
+        each = jnp.sum((v["frame"]["x"] - 2) ** 2, axis=1)
+        each = each.at[1].add(jnp.sum(jnp.sqrt(v["frame"]["x"][1] - 1)))  # infinite slope where it starts
+        return jnp.sum(each) / 3 + jnp.sum((v["clip"] - 0.1) ** 2), each[None]
+
+    metric = jnp.eye(2) if whitened else None
+    free = ("frame.x", "clip")
+    done = jax.jit(lambda v: minimise(loss, v, free, steps=400, rate=2.0 if whitened else 20.0, metric=metric))(start)
+    np.testing.assert_array_equal(done.finite, [True, False, True])
+    assert done.whole
+    np.testing.assert_array_equal(done.variables["frame"]["x"][1], 1)
+    np.testing.assert_allclose(done.variables["frame"]["x"][jnp.array([0, 2])], 2, atol=0.05)
+    np.testing.assert_allclose(done.variables["clip"], 0.1, atol=0.02)
+    assert done.losses.shape == (400,)
 
 
 def tilted(seed=0, size=6):
@@ -126,30 +174,33 @@ def test_whitened_frames_are_solved_in_few_steps():
     goal = jnp.asarray(rng.normal(size=(5, 6)) * 0.05, jnp.float32)
     start = {
         "frame": {"turn": jnp.zeros((5, 3)), "x": jnp.zeros((5, 3)), "held": jnp.ones((5, 2))},
-        "shared": jnp.zeros(2),
+        "clip": jnp.zeros(2),
     }
 
     def loss(v):
         away = jnp.concatenate([v["frame"]["turn"], v["frame"]["x"]], axis=1) - goal
         each = 0.5 * jnp.einsum("fi,ij,fj->f", away, curvature, away)
-        return jnp.mean(each) + 0 * jnp.sum(v["frame"]["held"]) + jnp.sum((v["shared"] - 0.1) ** 2)
+        return jnp.mean(each) + 0 * jnp.sum(v["frame"]["held"]) + jnp.sum((v["clip"] - 0.1) ** 2), each[None]
 
-    free, metric = ("frame.turn", "frame.x", "shared"), whitening(curvature, 10.0)
-    solved, losses = jax.jit(lambda v: minimise(loss, v, free, steps=60, metric=metric))(start)
+    free, metric = ("frame.turn", "frame.x", "clip"), whitening(curvature, 10.0)
+    done = jax.jit(lambda v: minimise(loss, v, free, steps=60, metric=metric))(start)
+    solved, losses = done.variables, done.losses
+    np.testing.assert_allclose(done.last.mean(), losses[-1] - jnp.sum((solved["clip"] - 0.1) ** 2), atol=1e-3)
     assert losses[0] > 1e3 * losses[-1]
     np.testing.assert_allclose(
         jnp.concatenate([solved["frame"]["turn"], solved["frame"]["x"]], axis=1), goal, atol=5e-3
     )
-    np.testing.assert_allclose(solved["shared"], 0.1, atol=0.02)
+    np.testing.assert_allclose(solved["clip"], 0.1, atol=0.02)
     np.testing.assert_array_equal(solved["frame"]["held"], 1)
-    _, plain = jax.jit(lambda v: minimise(loss, v, free, steps=60))(start)
+    plain = jax.jit(lambda v: minimise(loss, v, free, steps=60))(start).losses
     assert plain[-1] > 10 * losses[-1]
 
 
 def test_rate_scales_the_first_step():
-    loss = lambda v: jnp.sum(v["shared"].code.shape)  # noqa: E731
+    loss = alone(lambda v: jnp.sum(v["clip"].code.shape))
     one, half = (
-        minimise(loss, variables(), ("shared.code.shape",), steps=1, rate=r)[0]["shared"].code.shape for r in (1.0, 0.5)
+        minimise(loss, variables(), ("clip.code.shape",), steps=1, rate=r).variables["clip"].code.shape
+        for r in (1.0, 0.5)
     )
     np.testing.assert_allclose(half, one / 2, rtol=1e-5)
     assert (np.asarray(one) < 0).all()

@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from facejax.fitting.variables import pose_from_landmarks, pose_of, spread_frames, variables_of
 
+from facejax.fitting.start import pose_from_landmarks, spread_frames
 from facejax.geometry.cameras import project, to_camera_frame
 from facejax.geometry.records import Camera, Pose
 from facejax.geometry.rotations import rotation_angle, rotvec_to_matrix
+from facejax.scenes.unknowns import pose_of, variables_of
 
 RNG = np.random.default_rng(0)
 UPRIGHT = jnp.diag(jnp.array([1.0, -1.0, -1.0]))
