@@ -45,8 +45,10 @@ def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def print_table(title: str, rows: list[Row]) -> None:
-    lines = [("figure", "value", "control", "goal")]
+def print_table(
+    title: str, rows: list[Row], heads: tuple[str, str, str, str] = ("figure", "value", "control", "goal")
+) -> None:
+    lines = [heads]
     lines += [(n, "n/a" if v is None or not np.isfinite(v) else f"{v:.3g}", c, g) for n, v, c, g in rows]
     widths = [max(len(line[i]) for line in lines) for i in range(4)]
     print(f"\n{title}")

@@ -23,9 +23,9 @@ from facejax.models.lighting_network import LightingNetwork, LightingNetworkConf
 from facejax.objectives.deep_appearance import lighting_terms
 from facejax.renderers.textured import draw_texture
 from facejax.renderers.uv import at_texels, locate_texels, texture_chart, texture_from
-from facejax.training import find_recipe, preset_of, recipe_names, train
+from facejax.training import find_recipe, make_step, preset_of, recipe_names, rehearse, train
 from facejax.training.config import Machine, Run, from_json, to_json
-from facejax.training.recipes.deep_appearance import CaptureViews, Schedule, spread, square_of_255
+from facejax.training.recipes.deep_appearance import CaptureViews, Schedule, sheet, spread, square_of_255
 from facejax.training.recipes.deep_lighting import Lights, LitViews, block_means, head_arrays, mix_lights, saturated
 
 SIZE, GROUPS, CAMERAS, EXPRESSIONS = 32, 3, 2, 6
@@ -153,6 +153,60 @@ def begun(stage, avatar):
 def batch_of(source, numbers):
     examples = [source[i] for i in numbers]
     return {k: jnp.asarray(np.stack([e[k] for e in examples])) for k in examples[0]}
+
+
+# -- rehearsals -------------------------------------------------------------------------------------------------------
+
+
+def shapes_of(tree):
+    return jax.tree.map(lambda x: (np.shape(x), np.asarray(x).dtype), tree)
+
+
+def test_a_rehearsal_of_appearance_has_the_shapes_of_training(stage):
+    recipe = appearance()
+    source = recipe.data(stage, "train")
+    params, state = jax.jit(lambda: recipe.init(jax.random.key(0), source))()
+    assert shapes_of(recipe.rehearsal(jax.random.key(1))) == shapes_of((params, state, source[0]))
+
+
+def test_a_rehearsal_of_lighting_has_the_shapes_of_training(begun):
+    """All but the number of faces, and what a capture tells of its mesh that no loss reads."""
+    source, params, state = begun
+    recipe = lighting()
+    found_params, found_state, example = recipe.rehearsal(jax.random.key(1))
+    assert shapes_of(example) == shapes_of(recipe.augment(source[0], np.random.default_rng(0)))
+    assert shapes_of(found_params["network"]) == shapes_of(params["network"])
+    assert found_params["codes"].shape[1] == params["codes"].shape[1]
+    assert shapes_of(found_state["appearance"]) == shapes_of(state["appearance"])
+    for name in ("faces", "uv", "uv_faces"):
+        assert found_state["head"][name].shape[1:] == state["head"][name].shape[1:]
+        assert found_state["head"][name].dtype == state["head"][name].dtype
+    one_by_one = lighting(network=dataclasses.replace(NETWORK, superposition=True, lights=GROUPS))
+    lit = one_by_one.rehearsal(jax.random.key(1))[1]["head"]
+    for name in ("light_directions", "light_group"):
+        assert shapes_of(lit[name]) == shapes_of(state["head"][name])
+
+
+@pytest.mark.parametrize("recipe", [appearance(), lighting()], ids=["appearance", "lighting"])
+def test_a_rehearsed_step_moves_everything_and_stays_finite(recipe):
+    state, batch = rehearse(recipe, 2)
+    after, numbers = jax.jit(make_step(recipe))(state, batch)
+    assert int(after["step"]) == 1
+    assert all(np.isfinite(value) for value in numbers.values())
+    assert float(numbers["gradient norm"]) > 0
+
+
+def test_the_sheet_of_rehearsals_fills_most_of_the_image():
+    vertices, faces, uv = sheet(7306)
+    assert vertices.shape == (7306, 3)
+    assert faces.max() < 7306
+    edges = vertices[faces[:, 1:]] - vertices[faces[:, :1]]
+    normals = np.cross(edges[:, 0], edges[:, 1])
+    assert (normals[:, 2] > 0).all()  # towards the camera, and no triangle without area
+    assert uv.min() == 0
+    assert uv.max() == 1
+    share = 0.5 * normals[:, 2].sum() / 0.30**2
+    assert 0.4 < share < 0.6
 
 
 # -- deep appearance --------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from facejax.training import (
     override,
     preset_of,
     recipe_names,
+    rehearse,
     train,
 )
 from facejax.training import engine as engine_module
@@ -413,6 +414,24 @@ def test_recipes_are_found_by_name_or_file_and_near_names_are_told(tmp_path):
     (tmp_path / "slip.py").write_text("x = 1\nif x\n")
     with pytest.raises(InputError, match=r"not valid Python \(.*slip\.py, line 2: "):
         find_recipe(str(tmp_path / "slip.py"))
+
+
+def test_a_rehearsal_has_the_shapes_of_training(tmp_path):
+    kind = find_recipe("head-autoencoder")
+    recipe = kind(override(preset_of(kind, "small").config, ["data.vertices=16", "data.train=4", "data.test=2"]))
+    recipe.write_data(tmp_path / "heads")
+    source = recipe.data(tmp_path / "heads", "train")
+    shown = recipe.augment(source[0], np.random.default_rng(0))
+    expected = jax.eval_shape(lambda: (initial_state(recipe, source), {k: jnp.stack([v, v]) for k, v in shown.items()}))
+    found = rehearse(recipe, 2)
+    assert jax.eval_shape(lambda: found) == expected
+    after, _ = jax.jit(make_step(recipe))(*found)
+    assert int(after["step"]) == 1
+
+
+def test_a_recipe_without_a_rehearsal_says_so():
+    with pytest.raises(InputError, match="toy says no shapes of its own"):
+        rehearse(toy())
 
 
 def test_presets_begin_with_command_hardware_time_and_score():

@@ -157,10 +157,12 @@ def pinned() -> dict[str, Path]:
 
 def find_checkpoint(name: str | Path) -> Path:
     """The folder of a pinned checkpoint, by its name or its path; `InputError`, with the near name, for neither."""
+    path = Path(name).expanduser()
+    if path.is_absolute() and path.is_dir():  # no name is like that, so what is installed need not be known
+        return path
     known = pinned()
     if str(name) in known:
         return known[str(name)]
-    path = Path(name).expanduser()
     if path.is_dir():
         return path
     import difflib

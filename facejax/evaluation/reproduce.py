@@ -48,11 +48,12 @@ class Compared:
         return abs(self.measured - self.recorded) <= self.tolerance * abs(self.recorded)
 
 
-def reproduce(name: str | Path, recipe_file: str = "") -> list[Compared]:
+def reproduce(name: str | Path, recipe_file: str = "", *, examples: Source | None = None) -> list[Compared]:
     """Runs the evaluation of a pinned checkpoint again, on the data that it brings, and compares every number.
 
     name: of a checkpoint that came with the package or was fetched, or a folder. recipe_file: the .py file of its
-    recipe, where that is not installed; a checkpoint never brings code. Raises `InputError` for an unknown one, for a
+    recipe, where that is not installed; a checkpoint never brings code. examples: those of `evaluation_of(name)`, where
+    they were read before; a machine without grain cannot read them. Raises `InputError` for an unknown one, for a
     file that is missing, truncated or altered (by name), and for a run, which was not pinned yet.
     """
     folder = find_checkpoint(name)
@@ -66,7 +67,7 @@ def reproduce(name: str | Path, recipe_file: str = "") -> list[Compared]:
                 f"{folder} allows {value!r} a tolerance of {told['tolerance']:g}, over {MOST_TOLERANCE:g}: pin it anew."
             )
     recipe, arrays = _revived(manifest, arrays, recipe_file)
-    scores = _scores(recipe, arrays, RecordFolder(folder / _EVALUATION, "test"), recorded["batch"])
+    scores = _scores(recipe, arrays, evaluation_of(folder) if examples is None else examples, recorded["batch"])
     missing = sorted(set(recorded["values"]) - set(scores))
     if missing:
         raise InputError(
@@ -75,6 +76,11 @@ def reproduce(name: str | Path, recipe_file: str = "") -> list[Compared]:
     return [
         Compared(value, told["value"], scores[value], told["tolerance"]) for value, told in recorded["values"].items()
     ]
+
+
+def evaluation_of(name: str | Path) -> RecordFolder:
+    """The examples that a pinned checkpoint is measured on; `InputError` where there are none."""
+    return RecordFolder(find_checkpoint(name) / _EVALUATION, "test")
 
 
 def pin(

@@ -1,7 +1,7 @@
 """One training engine, and one recipe file per system."""
 
 from facejax.training.config import Config, Machine, Run, override
-from facejax.training.engine import NonFiniteLossError, Outcome, make_step, train
+from facejax.training.engine import NonFiniteLossError, Outcome, make_step, rehearse, train
 from facejax.training.hosts import join_hosts
 from facejax.training.networks import Pure
 from facejax.training.recipe import Preset, Recipe, Terms, find_recipe, preset_of, recipe_names, registered_recipe
@@ -23,5 +23,6 @@ __all__ = [
     "preset_of",
     "recipe_names",
     "registered_recipe",
+    "rehearse",
     "train",
 ]

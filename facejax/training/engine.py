@@ -170,7 +170,23 @@ def train(
 
 def initial_state(recipe: Recipe, source: Source) -> PyTree:
     """Everything that changes from step to step, as the first step finds it."""
-    params, state = recipe.init(jax.random.key(recipe.config.run.seed), source)
+    return _before(recipe, *recipe.init(jax.random.key(recipe.config.run.seed), source))
+
+
+def rehearse(recipe: Recipe, batch: int | None = None) -> tuple[PyTree, PyTree]:
+    """(a state, a batch) of random numbers that `make_step` takes: what a step costs is measured on them, without data.
+
+    batch: examples, all of them the same; by default as many as the recipe's config says. Raises `InputError` for a
+    recipe without a `rehearsal`.
+    """
+    params, state, example = recipe.rehearsal(jax.random.key(recipe.config.run.seed))
+    count = recipe.config.run.batch if batch is None else batch
+    rows = {name: jnp.repeat(jnp.asarray(value)[None], count, axis=0) for name, value in example.items()}
+    return _before(recipe, params, state), rows
+
+
+def _before(recipe: Recipe, params: PyTree, state: PyTree) -> PyTree:
+    """What the first step finds."""
     return {
         "step": jnp.zeros((), jnp.int32),
         "params": params,

@@ -81,6 +81,17 @@ class Recipe(Generic[C]):
         """(params, state) to start from."""
         raise NotImplementedError
 
+    def rehearsal(self, key: PRNGKey) -> tuple[PyTree, PyTree, Example]:
+        """(params, state, example) of random numbers in the shapes that this config trains on, without any data.
+
+        The example is as `loss` sees one. They serve to measure what a step takes, and mean nothing else. Raises
+        `InputError` where a recipe has none.
+        """
+        raise InputError(
+            f"{self.name} says no shapes of its own, so a step of it cannot be measured without data: give it a method "
+            "`rehearsal`, or train on its data and read the run's metrics.jsonl."
+        )
+
     def loss(self, params: PyTree, state: PyTree, batch: PyTree, key: PRNGKey) -> tuple[Terms, PyTree]:
         """(terms, state): what is minimised is the sum of the terms, each a mean over the batch, already weighted."""
         raise NotImplementedError

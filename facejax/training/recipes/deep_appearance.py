@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from facejax.data.captures import Capture, View, select
 from facejax.data.multiface import open_capture
@@ -147,6 +147,28 @@ class DeepAppearance(Recipe[DeepAppearanceRunConfig]):
                 jnp.stack([jnp.asarray(e["seen"], jnp.float32) / 255 for e in examples]),
             )
         return params, state
+
+    def rehearsal(self, key: PRNGKey) -> tuple[PyTree, PyTree, Example]:
+        """See `Recipe.rehearsal`: textures of noise, on the mesh of `sheet`."""
+        told, (first, noise, wobble) = self.config.network, jax.random.split(key, 3)
+        side = (told.texture_size, told.texture_size)
+        textures = np.asarray(jax.random.uniform(noise, (2, *side, 3), jnp.float16))
+        rest, _, _ = sheet(told.n_vertices)
+        examples: list[Example] = [
+            {
+                "texture": texture,
+                "mean_texture": textures[0],
+                "seen": np.full(side, 255, np.uint8),
+                "vertices": rest + moved,
+                "view": np.array([0, 0, 1], np.float32),
+                "camera": np.array(told.n_cameras - 1, np.int32),
+            }
+            for texture, moved in zip(
+                textures, np.asarray(1e-4 * jax.random.normal(wobble, (2, *rest.shape))), strict=True
+            )
+        ]
+        params, state = jax.jit(lambda k: self.init(k, examples))(first)
+        return params, state, examples[1]
 
     def encode(self, params: PyTree, state: PyTree, batch: PyTree) -> CodeDistribution:
         """Distributions of the codes of a batch."""
@@ -299,6 +321,24 @@ def check_capture(capture: Capture, config: DeepAppearanceConfig, group: str) ->
             f"The capture has {capture.n_cameras} cameras, and {group}.n_cameras is {config.n_cameras}: "
             f"--set {group}.n_cameras={capture.n_cameras}, or 1 for no correction of colours."
         )
+
+
+def sheet(count: int) -> tuple[Float[np.ndarray, "v 3"], Int[np.ndarray, "t 3"], Float[np.ndarray, "v 2"]]:
+    """(vertices, faces, uv) of a sheet that bulges as a face does, for rehearsals: metres, head frame, 20 cm wide.
+
+    Has exactly `count` vertices; those that fill no row of the grid lie at its corner, and no triangle has them.
+    """
+    columns = max(int(count**0.5), 1)
+    rows = count // columns
+    i, j = np.divmod(np.arange(count), columns)
+    i, j = np.where(i < rows, i, 0), np.where(i < rows, j, 0)
+    uv = np.stack([j / max(columns - 1, 1), 1 - i / max(rows - 1, 1)], axis=1)
+    x, y = (0.2 * (uv - 0.5)).T
+    corner = (np.arange(rows - 1)[:, None] * columns + np.arange(columns - 1)).ravel()
+    below = corner + columns
+    faces = np.concatenate([np.stack([corner, below, corner + 1], 1), np.stack([corner + 1, below, below + 1], 1)])
+    vertices = np.stack([x, y, 0.05 - 4 * (x**2 + y**2)], axis=1)
+    return vertices.astype(np.float32), faces.astype(np.int32), uv.astype(np.float32)
 
 
 def spread(count: int, few: int) -> list[int]:

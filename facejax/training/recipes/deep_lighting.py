@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from facejax.data.captures import Capture, View, select
@@ -43,9 +44,12 @@ from facejax.training.config import Config, Machine, Run, fields_of
 from facejax.training.recipe import Preset, Recipe, Terms, registered_recipe, revive
 from facejax.training.recipes.deep_appearance import (
     CaptureViews,
+    DeepAppearance,
+    DeepAppearanceRunConfig,
     Schedule,
     check_capture,
     psnr_of_255,
+    sheet,
     side_by_side,
     square_of_255,
 )
@@ -54,6 +58,8 @@ _WHOLE = 0.99
 """Pixels that show the head to less than this share are not compared: their colour is partly the background's."""
 _ENCODED = 16
 """Frames that are encoded at once."""
+_REHEARSED_FACES = 2000
+"""Expressions of a rehearsal: those of the paper-sized stage."""
 _BRIGHTNESS, _DIMMEST = 0.25, 0.005
 """Mean radiance to which test images are exposed, and the least that counts: light from behind leaves a view dark."""
 
@@ -220,15 +226,53 @@ class DeepLighting(Recipe[DeepLightingConfig]):
             arrays = self._read_avatar()
             codes = self._first_codes(arrays, data.capture)
         head = head_arrays(data.capture)
+        return self._start(key, codes, arrays, head)
+
+    def _start(
+        self, key: PRNGKey, codes: Float[ArrayLike, "n z"], avatar: PyTree, head: dict[str, np.ndarray]
+    ) -> tuple[PyTree, PyTree]:
+        """(params, state) of codes, a deep appearance model's params and state, and a capture's mesh and lights."""
         if self.config.network.lights not in (0, len(head.get("light_directions", ()))):
             raise InputError(
                 f"The capture knows the directions of {len(head.get('light_directions', ()))} lights and "
                 f"network.lights is {self.config.network.lights}: give their number, or 0 to read groups as they are."
             )
         params = {"network": self.network.init(key), "codes": jnp.asarray(codes)}
-        decoder = jax.tree.map(lambda x: x.astype(np.float16), {"decoder": arrays["params"]["decoder"]})
-        avatar = {"params": decoder, "state": arrays["state"]}
-        return params, jax.tree.map(jnp.asarray, {"appearance": avatar, "head": head})
+        decoder = jax.tree.map(lambda x: x.astype(np.float16), {"decoder": avatar["params"]["decoder"]})
+        appearance = {"params": decoder, "state": avatar["state"]}
+        return params, jax.tree.map(jnp.asarray, {"appearance": appearance, "head": head})
+
+    def rehearsal(self, key: PRNGKey) -> tuple[PyTree, PyTree, Example]:
+        """See `Recipe.rehearsal`: images of noise, as large as the textures, which show the mesh of `sheet`."""
+        told, (first, second, third) = self.config, jax.random.split(key, 3)
+        decoder = DeepAppearance(DeepAppearanceRunConfig(network=told.appearance))
+        params, state, example = decoder.rehearsal(first)
+        _, faces, uv = sheet(told.appearance.n_vertices)
+        towards = jax.random.normal(second, (told.network.lights, 3))
+        head = {
+            "faces": faces,
+            "uv": uv,
+            "uv_faces": faces,
+            "light_directions": np.asarray(towards / jnp.linalg.norm(towards, axis=1, keepdims=True)),
+            "light_group": np.arange(told.network.lights, dtype=np.int32) % told.network.groups,
+        }
+        codes = np.zeros((_REHEARSED_FACES, told.appearance.code), np.float32)
+        side = told.network.texture_size // told.shrink
+        lit = {
+            "image": np.asarray(jax.random.uniform(third, (side, side, 3), jnp.float16)),
+            "mask": np.full((side, side), 255, np.uint8),
+            "light": np.ones((told.network.groups, 3), np.float32),
+            "vertices": example["vertices"],
+            "tracked": np.array(True),
+            "rotation": np.diag([1, -1, -1]).astype(np.float32),  # a metre away, and looking into the camera
+            "translation": np.array([0, 0, 1], np.float32),
+            "head_rotation": np.diag([1, -1, -1]).astype(np.float32),
+            "focal": np.full(2, side / 0.30, np.float32),  # 30 cm across the image, as on the virtual stage
+            "principal_point": np.full(2, side / 2, np.float32),
+            "expression": np.array(0, np.int32),
+            "place": np.array(0, np.int32),
+        }
+        return *self._start(third, codes, {"params": params, "state": state}, head), lit
 
     def _read_avatar(self) -> PyTree:
         if not self.config.avatar:

@@ -147,6 +147,14 @@ class HeadAutoencoder(Recipe[HeadAutoencoderConfig]):
         params = {"encoder": self._encoder.init(encoder), "decoder": self._decoder.init(decoder)}
         return params, {"mean": jnp.asarray(mean), "spread": jnp.asarray(spread)}
 
+    def rehearsal(self, key: PRNGKey) -> tuple[PyTree, PyTree, Example]:
+        """See `Recipe.rehearsal`: clouds of points as large as a head."""
+        first, noise = jax.random.split(key)
+        shape = (2, self.config.data.vertices or _all_vertices(), 3)
+        heads = np.asarray(0.1 * jax.random.normal(noise, shape))
+        params, state = jax.jit(lambda k: self.init(k, [{"vertices": head} for head in heads]))(first)
+        return params, state, {"vertices": heads[0], "seen": heads[1]}
+
     def encode(self, params: PyTree, state: PyTree, vertices: Float[Array, "b v 3"]) -> Float[Array, "b c"]:
         """Codes of heads; vertices in metres, head frame."""
         seen = (vertices - state["mean"]) / state["spread"]
