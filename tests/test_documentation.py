@@ -85,6 +85,39 @@ def test_links_and_anchors_are_found():
     assert pages.anchors(text) == {"a-title-x"}
 
 
+@pytest.fixture
+def hooks(monkeypatch):
+    monkeypatch.syspath_prepend(str(HELPERS))
+    for name in ("api", "pages"):
+        monkeypatch.setitem(sys.modules, name, globals()[name])
+    return helper("hooks")
+
+
+@pytest.mark.parametrize(
+    ("page", "link", "on_the_site"),
+    [
+        ("index.md", "../CONTRIBUTING.md#documentation", "contributing.md#documentation"),
+        ("contributing.md", "docs/architecture.md", "architecture.md"),
+        ("contributing.md", "LICENSE", "https://x/blob/main/LICENSE"),
+        ("results/tracking.md", "../../CHANGELOG.md", "../changes.md"),
+        ("results/tracking.md", "../papers/deep-lighting.md#a", "../papers/deep-lighting.md#a"),
+        ("training.md", "../facejax/training/engine.py", "https://x/blob/main/facejax/training/engine.py"),
+        ("training.md", "#limits", "#limits"),
+        ("training.md", "nowhere.md", "nowhere.md"),
+    ],
+)
+def test_links_of_the_repository_become_links_of_the_site(hooks, page, link, on_the_site):
+    assert hooks.site_link(link, page, "https://x") == on_the_site
+
+
+def test_names_become_links_to_what_they_are(hooks):
+    text = "# `make_renderer`\n`make_renderer`, `facejax.data.results.TrackResult`, `display` and [`psnr`](a.md)\n"
+    assert hooks.link_names(text) == (
+        "# `make_renderer`\n[`make_renderer`][facejax.renderers.make_renderer], "
+        "[`facejax.data.results.TrackResult`][facejax.data.TrackResult], `display` and [`psnr`](a.md)\n"
+    )
+
+
 def test_what_is_said_of_arguments_becomes_a_list():
     text = "What it does.\n\na: one thing\n    or two.\nb, c: more. Note: d.\nd: x\n"
     listed = "What it does.\n\n- `a`: one thing\n    or two.\n- `b, c`: more. Note: d.\nd: x\n"
