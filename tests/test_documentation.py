@@ -110,9 +110,9 @@ def test_links_of_the_repository_become_links_of_the_site(hooks, page, link, on_
     assert hooks.site_link(link, page, "https://x") == on_the_site
 
 
-def test_names_become_links_to_what_they_are(hooks):
+def test_names_become_links_to_what_they_are():
     text = "# `make_renderer`\n`make_renderer`, `facejax.data.results.TrackResult`, `display` and [`psnr`](a.md)\n"
-    assert hooks.link_names(text) == (
+    assert api.link_names(text) == (
         "# `make_renderer`\n[`make_renderer`][facejax.renderers.make_renderer], "
         "[`facejax.data.results.TrackResult`][facejax.data.TrackResult], `display` and [`psnr`](a.md)\n"
     )

@@ -7,6 +7,7 @@ with one directive for each name, so that a new wing or a new name needs no line
 import ast
 import dataclasses
 import functools
+import re
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[2] / "facejax"
@@ -14,6 +15,8 @@ WITHOUT_NAMES = ("facejax.apps",)
 """Wings that people reach by commands: they offer no names."""
 PLAIN = ("__version__",)
 """Names that say all about themselves."""
+
+_CODE = re.compile(r"(?<![`\[])`([A-Za-z_][\w.]*)`(?![`\]])")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,11 +90,11 @@ def docstrings(module: str) -> dict[str, str]:
 
 def page(wing: Wing) -> str:
     """The page of a wing: a directive for every name, under the title of the module that defines it."""
-    lines = [f"# {wing.package}", "", wing.docstring, ""]
+    lines = [f"# {wing.package}", "", link_names(wing.docstring), ""]
     for home in dict.fromkeys(name.home for name in wing.names):
         if wing.package != "facejax":  # which gathers a few names from everywhere
             title = home.removeprefix(f"{wing.package}.").replace("_", " ").replace(".", ", ")
-            lines += [f"## {title.capitalize()}", "", ast.get_docstring(_tree(home)) or "", ""]
+            lines += [f"## {title.capitalize()}", "", link_names(ast.get_docstring(_tree(home)) or ""), ""]
         lines += [line for name in wing.names if name.home == home for line in (directive(wing, name), "")]
     return "\n".join(lines)
 
@@ -99,6 +102,30 @@ def page(wing: Wing) -> str:
 def directive(wing: Wing, name: Name) -> str:
     """What mkdocstrings replaces by the documentation of a name."""
     return f"::: {wing.package}.{name.name}"
+
+
+def link_names(text: str) -> str:
+    """Prose whose public names are links: written with their path, or alone if no plain word and of one meaning."""
+    return "".join(
+        line
+        if line.startswith("#")
+        else _CODE.sub(lambda m: f"[{m[0]}][{_paths()[m[1]]}]" if m[1] in _paths() else m[0], line)
+        for line in text.splitlines(keepends=True)
+    )
+
+
+@functools.cache
+def _paths() -> dict[str, str]:
+    """What a name may be called, and what its page calls it."""
+    paths: dict[str, str] = {}
+    meanings: dict[str, set[str]] = {}
+    for wing in wings():
+        for name in wing.names:
+            path, defined = f"{wing.package}.{name.name}", f"{name.home}.{name.name}"
+            paths |= {path: path, defined: path}
+            meanings.setdefault(name.name, set()).add(defined)
+    alone = {name: paths[homes.pop()] for name, homes in meanings.items() if len(homes) == 1}
+    return paths | {name: path for name, path in alone.items() if "_" in name or name != name.lower()}
 
 
 @functools.cache

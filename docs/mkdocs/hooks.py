@@ -4,9 +4,7 @@ The pages are written for GitHub, where a link is a path in the repository. On t
 page, and one to any other file of the repository leads to GitHub.
 """
 
-import functools
 import os.path
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +20,6 @@ ROOT = Path(__file__).resolve().parents[2]
 ROOT_PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changes.md"}
 """Files of the root that are pages of the site."""
 
-_CODE = re.compile(r"(?<![`\[])`([A-Za-z_][\w.]*)`(?![`\]])")
-
 
 def on_config(config: "MkDocsConfig") -> "MkDocsConfig":
     """Fills the entry `API` of the navigation."""
@@ -37,9 +33,9 @@ def on_files(files: "Files", *, config: "MkDocsConfig") -> "Files":
     """Adds the pages that are no files of `docs/`."""
     from mkdocs.structure.files import File
 
-    pages = {wing.page: api.page(wing) for wing in api.wings()}
-    pages |= {page: (ROOT / source).read_text() for source, page in ROOT_PAGES.items()}
-    for page, content in pages.items():
+    texts = {wing.page: api.page(wing) for wing in api.wings()}
+    texts |= {page: (ROOT / source).read_text() for source, page in ROOT_PAGES.items()}
+    for page, content in texts.items():
         files.append(File.generated(config, page, content=content))
     return files
 
@@ -50,7 +46,7 @@ def on_page_markdown(text: str, *, page: "Page", config: "MkDocsConfig", files: 
     if uri.startswith("api/"):
         return text
     text = pages.map_links(text, lambda target: site_link(target, uri, str(config.repo_url)))
-    return pages.map_prose(text, link_names)
+    return pages.map_prose(text, api.link_names)
 
 
 def site_link(target: str, page: str, repository: str) -> str:
@@ -65,27 +61,3 @@ def site_link(target: str, page: str, repository: str) -> str:
         to = ROOT_PAGES.get(inside, inside.removeprefix("docs/"))
         return os.path.relpath(to, os.path.dirname(page) or ".").replace(os.sep, "/") + (f"#{anchor}" if anchor else "")
     return f"{repository}/blob/main/{inside}" if os.path.exists(file) else target
-
-
-def link_names(text: str) -> str:
-    """Prose whose public names are links: written with their path, or alone if no plain word and of one meaning."""
-    return "".join(
-        line
-        if line.startswith("#")
-        else _CODE.sub(lambda m: f"[{m[0]}][{_paths()[m[1]]}]" if m[1] in _paths() else m[0], line)
-        for line in text.splitlines(keepends=True)
-    )
-
-
-@functools.cache
-def _paths() -> dict[str, str]:
-    """What a name may be called, and what its page calls it."""
-    paths: dict[str, str] = {}
-    meanings: dict[str, set[str]] = {}
-    for wing in api.wings():
-        for name in wing.names:
-            path = f"{wing.package}.{name.name}"
-            paths |= {path: path, f"{name.home}.{name.name}": path}
-            meanings.setdefault(name.name, set()).add(f"{name.home}.{name.name}")
-    alone = {name: paths[homes.pop()] for name, homes in meanings.items() if len(homes) == 1}
-    return paths | {name: path for name, path in alone.items() if "_" in name or name != name.lower()}
