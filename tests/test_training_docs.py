@@ -35,15 +35,3 @@ def test_every_command_of_the_page_exists():
         words = line.split("   ")[0].replace("...", "0" * 64).split()[1:]
         if "--help" not in words:
             cli.parse(words)
-
-
-def test_links_of_the_page_lead_somewhere():
-    text = PAGE.read_text()
-    anchors = {
-        re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.*)$", text, re.M)
-    }
-    for target in re.findall(r"\]\(([^)]+)\)", text):
-        if target.startswith("#"):
-            assert target[1:] in anchors, target
-        else:
-            assert (PAGE.parent / target).exists(), target

@@ -56,7 +56,8 @@ def opencv_to_opengl(pose: Pose) -> Pose:
     return Pose(rotation=flip[:, None] * pose.rotation, translation=flip * pose.translation)
 
 
-opengl_to_opencv = opencv_to_opengl  # the flip is its own inverse
+opengl_to_opencv = opencv_to_opengl
+"""Inverse of `opencv_to_opengl`: the flip is its own."""
 
 
 def opencv_to_pytorch3d(pose: Pose) -> tuple[Float[Array, "3 3"], Float[Array, "3"]]:

@@ -13,7 +13,9 @@ import jax
 from jaxtyping import Array, Float
 
 PyTree = Any
+"""Nested dicts, tuples and records with arrays as leaves: what JAX's transformations go through."""
 PRNGKey = jax.Array
+"""A random key, as `jax.random.key` makes it."""
 
 _T = TypeVar("_T", bound="Record")
 

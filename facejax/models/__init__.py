@@ -1,5 +1,6 @@
 """Heads and the networks that light them: parameters and pure functions."""
 
+from facejax.models.avatar import Avatar, AvatarClip, AvatarFrame
 from facejax.models.deep_appearance import (
     Appearance,
     CodeDistribution,
@@ -8,6 +9,7 @@ from facejax.models.deep_appearance import (
     sample_code,
     statistics,
 )
+from facejax.models.head import HeadModel, Stage, Turn
 from facejax.models.lighting_network import (
     GainBias,
     LightingNetwork,
@@ -16,15 +18,26 @@ from facejax.models.lighting_network import (
     relight,
     rig_pose_features,
 )
+from facejax.models.morphable import Expression, Identity, MorphableHead, MorphableParams
 
 __all__ = [
     "Appearance",
+    "Avatar",
+    "AvatarClip",
+    "AvatarFrame",
     "CodeDistribution",
     "DeepAppearanceConfig",
     "DeepAppearanceModel",
+    "Expression",
     "GainBias",
+    "HeadModel",
+    "Identity",
     "LightingNetwork",
     "LightingNetworkConfig",
+    "MorphableHead",
+    "MorphableParams",
+    "Stage",
+    "Turn",
     "pose_features",
     "relight",
     "rig_pose_features",

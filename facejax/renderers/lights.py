@@ -49,6 +49,7 @@ class NearLights(Record):
 
 
 Light: TypeAlias = Float[Array, "b 3"] | Environment | NearLights
+"""What `render` takes as light, in the camera frame: spherical harmonics of radiance, a map, or lamps."""
 
 
 def check_light(light: Light, *, two_to_one: bool = True) -> None:

@@ -20,6 +20,7 @@ from facejax.training.config import Config, from_json, nearest
 
 C = TypeVar("C", bound=Config)
 Terms = dict[str, Float[Array, ""]]
+"""The terms of a loss by name; their sum is what training minimises."""
 Migration = Callable[[dict[str, Any], dict[str, np.ndarray]], tuple[dict[str, Any], dict[str, np.ndarray]]]
 """(config as JSON, arrays by path) of one version to those of the next."""
 
