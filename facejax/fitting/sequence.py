@@ -55,6 +55,7 @@ from facejax.geometry.errors import InputError
 from facejax.geometry.meshes import SurfacePoints
 from facejax.geometry.records import Camera, Pose, PyTree
 from facejax.geometry.rotations import nearest_rotation
+from facejax.models.deep_appearance import view_direction
 from facejax.models.head import HeadModel, Stage
 from facejax.models.morphable import Identity
 from facejax.objectives.landmarks import face_radius_px
@@ -635,7 +636,7 @@ class _Fit:
                    triangles: jax.Array, weights: jax.Array, first: bool) -> Any:  # fmt: skip
             camera = crop_camera(clip_camera(shared, self.camera), box, (side, side))
             pose = pose_of(frame.pose, clip_camera(shared, self.camera), self.reference_px)
-            face = head.decode(params, shared.code, frame.code)
+            face = head.decode(params, shared.code, frame.code, view_direction(pose))
             linear = srgb_to_linear(picture)
             factor, trust = unwrap_frame(linear, ignore, face, frame.light, pose, camera, head.topology.faces,
                                          triangles, weights)  # fmt: skip
