@@ -755,7 +755,7 @@ def parse(
 ) -> Track | Assets | Demo | Relight | Data | Train | Checkpoints | Eval | Reproduce | Doctor:
     """The command that these arguments name; prints usage and raises `SystemExit` where they name none."""
     return tyro.cli(
-        Command,  # type: ignore[arg-type]
+        Command,
         args=arguments,
         prog="facejax",
         description="Track, relight and learn 3D faces from ordinary video. `facejax --version` prints the version.",

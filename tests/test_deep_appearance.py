@@ -110,6 +110,22 @@ def test_transposed_convolution_by_its_definition():
     np.testing.assert_allclose(transposed_convolve(jnp.array(x), jnp.array(kernel)), out[1:-1, 1:-1], atol=1e-5)
 
 
+@pytest.mark.parametrize(("size", "stride"), itertools.product(range(1, 8), (1, 2, 3)))
+def test_convolution_looks_around_each_stride_th_texel(size, stride):
+    """By its definition, for every size of kernel: zeros beyond the edge, and no output lost at it."""
+    x = random(20, 7, 8, 2)
+    layer = Convolution(2, 3, size, stride=stride, normalised=False, rngs=nnx.Rngs(0))
+    kernel, reach = np.asarray(layer.kernel[...]), (size - 1) // 2
+    wide = np.pad(np.asarray(x), ((size, size + stride), (size, size + stride), (0, 0)))
+    expected = np.zeros((-(-7 // stride), -(-8 // stride), 3))
+    for r, c in np.ndindex(expected.shape[:2]):
+        top, left = stride * r - reach + size, stride * c - reach + size
+        expected[r, c] = np.einsum("yxi,yxio->o", wide[top : top + size, left : left + size], kernel)
+    found = np.asarray(layer(x))
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
 def test_weight_normalisation_by_a_loop():
     direction, gain = np.asarray(random(5, 2, 2, 3, 4)), np.asarray(random(6, 4))
     length = sum(float(v) ** 2 for v in direction.reshape(-1)) ** 0.5

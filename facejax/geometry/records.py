@@ -42,7 +42,7 @@ def record(cls: type[_T]) -> type[_T]:
     """
     made = chex.dataclass(cls, frozen=True, mappable_dataclass=False)
     # chex's own `replace` runs `__init__` and with it the shape checks, which refuse batches
-    made.replace = Record.replace  # type: ignore[method-assign]
+    made.replace = Record.replace
     return made
 
 

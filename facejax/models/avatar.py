@@ -212,8 +212,8 @@ class Avatar:
         return (
             twin,
             Identity(shape=jnp.zeros(0), skin=jnp.zeros(0), texture=texture),
-            Expression(  # type: ignore[call-arg]
-                activations=jnp.zeros(count), gaze=jnp.zeros((2, 2)), eyelids=jnp.zeros(2)
-            ).replace(activations=activations, gaze=jnp.zeros((frames_of, 2, 2)), eyelids=jnp.zeros((frames_of, 2))),
+            Expression(activations=jnp.zeros(count), gaze=jnp.zeros((2, 2)), eyelids=jnp.zeros(2)).replace(
+                activations=activations, gaze=jnp.zeros((frames_of, 2, 2)), eyelids=jnp.zeros((frames_of, 2))
+            ),
             jnp.broadcast_to(twin.init_light(), (frames_of, 9, 3)),
         )

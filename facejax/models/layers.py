@@ -47,13 +47,32 @@ def glorot_uniform(key: PRNGKey, shape: tuple[int, ...], slope: float, taps: int
     return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 
 
+def centred_padding(length: int, size: int, stride: int) -> tuple[int, int]:
+    """(before, after): zeros beside `length` inputs, so that a kernel of `size` has ceil(length / stride) outputs.
+
+    (size - 1) // 2 before, whatever the stride: output n looks around input stride * n. That is PyTorch's explicit
+    padding of size // 2 for odd sizes, and of 1 for size 4 and stride 2; "SAME" pads less before where the stride is 2.
+    After, as many as the last output reaches.
+    """
+    before = (size - 1) // 2
+    last = -(-length // stride) - 1
+    return before, max(stride * last + size - length - before, 0)
+
+
 def convolve(
-    x: Float[Array, "h w i"], kernel: Float[Array, "k k i o"], stride: int = 1, padding: int = 0, bf16: bool = False
+    x: Float[Array, "h w i"],
+    kernel: Float[Array, "k k i o"],
+    stride: int = 1,
+    padding: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0)),
+    bf16: bool = False,
 ) -> Float[Array, "_ _ o"]:
-    """Cross-correlation with zeros around, float32 out; `bf16` multiplies and adds in bfloat16."""
+    """Cross-correlation with zeros around, float32 out; `bf16` multiplies and adds in bfloat16.
+
+    padding: how many zeros (above, below) and (left, right).
+    """
     kind = jnp.bfloat16 if bf16 else jnp.float32
     # Padded by hand: the kernel's gradient of a 2 x 2 convolution that pads takes XLA's slow way on a CPU (26 times).
-    x = jnp.pad(x.astype(kind), [(padding, padding)] * 2 + [(0, 0)])
+    x = jnp.pad(x.astype(kind), (*padding, (0, 0)))
     y = jax.lax.conv_general_dilated(
         x[None], kernel.astype(kind), (stride, stride), "VALID", dimension_numbers=_DIMENSIONS
     )
@@ -76,7 +95,7 @@ def transposed_convolve(
     # (tap, phase) of the rows, (tap, phase) of the columns; phase 1 (odd rows) comes first in the output of window j
     taps = kernel.reshape(2, 2, 2, 2, i, o)[:, ::-1, :, ::-1]
     taps = taps.transpose(0, 2, 4, 1, 3, 5).reshape(2, 2, i, 4 * o)
-    y = convolve(x, taps, padding=1, bf16=bf16)  # (h + 1, w + 1, 4 o)
+    y = convolve(x, taps, padding=((1, 1), (1, 1)), bf16=bf16)  # (h + 1, w + 1, 4 o)
     y = y.reshape(h + 1, w + 1, 2, 2, o).transpose(0, 2, 1, 3, 4).reshape(2 * h + 2, 2 * w + 2, o)
     return y[1:-1, 1:-1]
 
@@ -129,7 +148,10 @@ class Dense(_Weight):
 
 
 class Convolution(_Weight):
-    """(h, w, inputs) to (h / stride, w / stride, outputs), zeros around, one bias per channel."""
+    """(h, w, inputs) to (h / stride, w / stride, outputs), rounded up, zeros around, one bias per channel.
+
+    Output (r, c) looks around input (stride r, stride c), see `centred_padding`.
+    """
 
     def __init__(
         self,
@@ -144,13 +166,16 @@ class Convolution(_Weight):
         bf16: bool = False,
         rngs: nnx.Rngs,
     ) -> None:
-        """size: of the kernel: 3 with stride 1, 4 with stride 2. slope: of the activation that follows."""
+        """size: rows and columns of the kernel. slope: of the activation that follows."""
         super().__init__(glorot_uniform(rngs.params(), (size, size, inputs, outputs), slope), normalised)
         self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
         self.stride, self.bf16 = stride, bf16
 
     def __call__(self, x: Float[Array, "h w i"]) -> Float[Array, "_ _ o"]:
-        y = convolve(x, self.weight(), self.stride, padding=1, bf16=self.bf16)
+        kernel = self.weight()
+        h, w, size = *x.shape[:2], kernel.shape[0]
+        padding = (centred_padding(h, size, self.stride), centred_padding(w, size, self.stride))
+        y = convolve(x, kernel, self.stride, padding, bf16=self.bf16)
         return y if self.bias is None else y + self.bias[...]
 
 

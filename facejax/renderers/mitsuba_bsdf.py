@@ -22,7 +22,7 @@ def skin_bsdf_class(variant: str) -> Any:
     import drjit as dr
     import mitsuba as mi
 
-    class SkinBSDF(mi.BSDF):  # type: ignore[misc]
+    class SkinBSDF(mi.BSDF):
         """Material of one mesh; its arrays are Dr.Jit buffers, set by `set_material` and `set_mesh`."""
 
         def __init__(self, props: Any) -> None:

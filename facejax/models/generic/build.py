@@ -111,7 +111,7 @@ _DISC_CENTRE, _DISC_RADIUS = np.array([0.5, 0.578]), 0.415
 
 
 def _cell(key: object, uv: np.ndarray) -> np.ndarray:
-    corner, size = _CELLS[key]  # type: ignore[index]
+    corner, size = _CELLS[key]
     return np.array(corner) + uv * np.array(size)
 
 
@@ -299,7 +299,7 @@ def build() -> Mesh:
     poles = [(int(v), _DISC_CENTRE, _DISC_RADIUS) for v in back]
     for key, flag in ((EYEBALL, ~right), ("eyeball right", right)):
         v = np.flatnonzero((part_v == EYEBALL) & (ring_v == len(parts.EYE_ANGLES) + 1) & flag)[0]
-        poles.append((int(v), _cell(key, np.array([0.5, 0.5])), _CELLS[key][1][0] / 2))  # type: ignore[index]
+        poles.append((int(v), _cell(key, np.array([0.5, 0.5])), _CELLS[key][1][0] / 2))
     for v, centre, rim in poles:
         for row, corner in np.argwhere(tri == v):
             others = uv[tri[row][[(corner + 1) % 3, (corner + 2) % 3]]] - centre

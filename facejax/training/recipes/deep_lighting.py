@@ -534,7 +534,7 @@ def mix_lights(parts: list[Example], told: Lights, rng: np.random.Generator) -> 
     light = sum(s.astype(np.float32) * p["light"] for s, p in zip(scales, parts, strict=True))
     if told.brightest > 0:
         target = np.exp(rng.uniform(np.log(max(told.darkest, 1e-6)), np.log(told.brightest)))
-        mean = float(image[shown].sum()) / (3 * count)  # type: ignore[index]
+        mean = float(image[shown].sum()) / (3 * count)
         exposure = np.float32(min(target / max(mean, told.dimmest, 1e-9), told.exposure))
         image, light = exposure * image, exposure * light
     return {"image": np.asarray(image, np.float16), "light": np.asarray(light, np.float32)}
