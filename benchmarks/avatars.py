@@ -14,14 +14,14 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from machine import Row, machine_facts, print_table
-
-from facejax.data.avatars import load_avatar
-from facejax.evaluation.deep_lighting import Protocol, first_step, key_frames, open_clip
 from facejax.fitting.adaptation import adapt
 from facejax.fitting.registration import register
 from facejax.fitting.rendered_fit import rendered_objective
 from facejax.fitting.variables import take_frames
+from machine import Row, machine_facts, print_table
+
+from facejax.data.avatars import load_avatar
+from facejax.evaluation.deep_lighting import Protocol, first_step, key_frames, open_clip
 from facejax.models.avatar import STAGES
 
 

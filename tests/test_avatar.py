@@ -8,19 +8,21 @@ import numpy as np
 import pytest
 from toy_avatar import CODE, GROUPS, toy_avatar
 
-from facejax import FitConfig, fit_sequence
+from facejax import fit_sequence
 from facejax.apps.avatar import how_it_fits
 from facejax.data.avatars import AVATAR, is_avatar, load_adapted, load_avatar, save_adapted
 from facejax.data.results import Fitted, derive_vertices
+from facejax.fitting import FitConfig, Known, Lots
+from facejax.fitting.plans import registration as registration_plan
 from facejax.geometry.cameras import view_direction
 from facejax.geometry.errors import InputError
 from facejax.geometry.records import Pose
-from facejax.models.avatar import STAGES, AvatarClip, AvatarFrame
+from facejax.models.avatar import AvatarClip, AvatarFrame
 from facejax.models.head import HeadModel
 
 CODES = np.random.default_rng(5).normal(size=(3, CODE)).astype(np.float32)
 POSE = Pose(rotation=jnp.diag(jnp.array([1.0, -1.0, -1.0])), translation=jnp.array([0.0, 0.0, 0.8]))
-DARK = AvatarClip(light=jnp.zeros((GROUPS, 3)))
+DARK = AvatarClip()
 
 
 def frame(code):
@@ -83,17 +85,19 @@ def test_an_untrained_network_shows_the_decoder_s_texture():
 
 
 def test_full_stages_take_the_paper_s_iterations():
-    landmarks, _, adaptation, registration = STAGES["full"]
-    assert landmarks.steps == 1000
-    assert [t.steps for t in adaptation.turns if t.by == "gradient"] == [250, 500]
+    landmarks, _, *light, adaptation, registration = registration_plan(FitConfig(preset="full"), Known())
+    assert landmarks.turns[0].steps == 1000
+    assert [s.name for s in light] == ["light"]
+    assert [t.steps for t in adaptation.turns if isinstance(t.by, Lots)] == [250, 500]
     assert adaptation.rounds == 4
-    assert [t.steps for t in registration.turns if t.by == "gradient"] == [1000]
+    assert [t.steps for t in registration.turns if isinstance(t.by, Lots)] == [1000]
+    assert [s.name for s in registration_plan(FitConfig(light_start="dark"), Known())][2] == "adaptation"
 
 
 def fitted(avatar):
     return Fitted(
         params={**avatar.params, "lighting": jax.tree.map(lambda x: x + 0.5, avatar.params["lighting"])},
-        shared=AvatarClip(light=jnp.ones((GROUPS, 3))),
+        shared=AvatarClip(),
         frames=frame(CODES[0]).replace(code=jnp.asarray(CODES)),
         light=np.arange(3 * GROUPS * 3, dtype=np.float32).reshape(3, GROUPS, 3),
     )
@@ -109,7 +113,7 @@ def test_an_adapted_avatar_comes_back_from_its_file(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, clip.params["lighting"], fitted(avatar).params["lighting"])
     np.testing.assert_allclose(back.params["mesh"]["basis"], avatar.params["mesh"]["basis"], atol=1e-7)
     np.testing.assert_array_equal(clip.frames.code, CODES)
-    np.testing.assert_allclose(clip.shared.light + clip.light, 1 + fitted(avatar).light)
+    np.testing.assert_allclose(clip.light, fitted(avatar).light)
     np.testing.assert_array_equal(back.topology.faces, avatar.topology.faces)
     assert load_avatar(tmp_path).sha256 == back.sha256
 

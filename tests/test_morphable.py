@@ -9,8 +9,9 @@ from toy_head import NAMES, toy_codes, toy_head
 from facejax.geometry.meshes import SurfacePoints, barycentric_points
 from facejax.geometry.records import Face
 from facejax.geometry.rotations import gaze_to_matrix
-from facejax.models.head import HeadModel, Stage
+from facejax.models.head import ROLES, HeadModel
 from facejax.models.morphable import GAZE_RANGE_RAD, Expression, Identity
+from facejax.scenes.unknowns import path_name
 
 HEAD = toy_head(12, 16)
 REST = HEAD.init_code()[1]
@@ -36,26 +37,16 @@ def test_it_is_a_head():
     assert len(HEAD.sha256) == 64
 
 
-@pytest.mark.parametrize("preset", ["fast", "full"])
-def test_stages_name_leaves_that_exist(preset):
-    stages = HEAD.stages(preset)
-    assert stages
-    assert len({s.name for s in stages}) == len(stages)
-    known = {"shared.log_focal", "frame.pose", "frame.light", "frame.code", "shared.code"}
-    known |= {f"shared.code.{k}" for k in ("shape", "skin", "texture")}
-    known |= {f"frame.code.{k}" for k in ("activations", "gaze", "eyelids")}
-    for stage in stages:
-        assert isinstance(stage, Stage)
-        assert stage.steps > 0
-        assert stage.rate > 0
-        assert any(f == k or f.startswith(k + ".") for f in stage.free for k in known)
-        assert all(any(f == k or f.startswith(k + ".") for k in known) for f in stage.free)
-        hash(stage)  # static under jit
-
-
-def test_an_unknown_preset_is_refused():
-    with pytest.raises(KeyError):
-        HEAD.stages("fastest")
+def test_roles_name_leaves_that_exist():
+    shared, frame = HEAD.init_code()
+    names = {
+        path_name(p)
+        for p, _ in jax.tree_util.tree_leaves_with_path({"clip": {"code": shared}, "frame": {"code": frame}})
+    }
+    assert set(HEAD.roles) <= set(ROLES)
+    for paths in HEAD.roles.values():
+        assert all(any(n == p or n.startswith(p + ".") for n in names) for p in paths)
+    assert len(HEAD.roles["texture"]) == 1
 
 
 def test_the_mean_head_at_rest_is_the_mean():

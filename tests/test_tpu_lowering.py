@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy_recipe
-from facejax.fitting.optimise import minimise
 
 import facejax
 import facejax.renderers
 from facejax.data.load import load_model
+from facejax.fitting.solve import minimise
 from facejax.geometry.meshes import Topology, edge_neighbours
 from facejax.geometry.records import Camera, Face, Pose, Record
 from facejax.renderers import make_renderer, sphere_directions
@@ -178,7 +178,7 @@ def test_the_built_in_head_lowers():
 
 def test_fitting_lowers():
     def fit(start):
-        return minimise(lambda v: jnp.sum((v["a"] - 1) ** 2), {"a": start}, ("a",), steps=3)
+        return minimise(lambda v: (jnp.sum((v["a"] - 1) ** 2), jnp.zeros((1, 1))), {"a": start}, ("a",), steps=3)
 
     lower(fit, jnp.zeros(4))
 

@@ -12,26 +12,36 @@ from PIL import Image
 from toy_head import toy_codes, toy_head
 
 from facejax.apps import track as track_module
-from facejax.apps.track import StageClock, progress_folder, track
+from facejax.apps.track import StageClock, progress_folder
 from facejax.data.results import RESULT_FILES, TrackResult
 from facejax.data.video import open_video, write_video
-from facejax.fitting import FitConfig, fit_sequence
+from facejax.fitting import FitConfig, Known, fit_sequence
+from facejax.fitting.plans import tracking
 from facejax.geometry.cameras import project, to_camera_frame
 from facejax.geometry.records import Pose
 from facejax.geometry.rotations import rotvec_to_matrix
-from facejax.models.head import Stage
 from facejax.models.morphable import REGIONS, MorphableHead
 from facejax.renderers import make_renderer
 
 N_FRAMES = 6
 CONFIG = FitConfig(preset="full", size=64, key_frames=4, window=8, texture_size=32, samples=150)
 LANDMARKS_ONLY = dataclasses.replace(CONFIG, preset="fast", texture=False)
-MOTION = ("frame.pose", "frame.code")
-STAGES = (
-    Stage("identity", "landmarks", "key", ("shared.code.shape", "shared.log_focal", *MOTION), steps=40),
-    Stage("motion", "landmarks", "all", MOTION, steps=30),
-    Stage("refinement", "photometric", "all", (*MOTION, "frame.light"), steps=3, rate=0.5),
-)
+QUICK = {"identity": (40, 1.0), "motion": (30, 1.0), "refinement": (3, 0.5)}
+
+
+def quick(config):
+    """The head's plan in few steps, or one stage of it that compiles soon."""
+    stages = []
+    for stage in tracking(config, Known()):
+        if stage.name in QUICK and (config.preset == "full" or stage.name == "motion"):
+            steps, rate = QUICK[stage.name]
+            (turn,) = stage.turns
+            stages.append(dataclasses.replace(stage, turns=(dataclasses.replace(turn, steps=steps, rate=rate),)))
+    return tuple(stages)
+
+
+def track(*arguments, config=CONFIG, **options):
+    return track_module.track(*arguments, config=config, stages=quick(config), **options)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -50,21 +60,12 @@ def compiled_once(tmp_path_factory):
         jax.config.update(name, value)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class QuickHead(MorphableHead):
-    """A head that is fitted in few steps, or in one stage that compiles soon."""
-
-    def stages(self, preset):
-        return STAGES if preset == "full" else STAGES[1:2]
-
-
 @pytest.fixture(scope="module")
 def head() -> MorphableHead:
     toy = toy_head()
     nothing = np.zeros(toy.topology.n_vertices, np.float32)
     regions = {name: toy.regions.get(name, nothing) for name in REGIONS} | {"narrow_face": toy.regions["skin"]}
-    fields = {f.name: getattr(toy, f.name) for f in dataclasses.fields(toy)}
-    return QuickHead(**fields | {"regions": regions})
+    return dataclasses.replace(toy, regions=regions)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,8 +1,6 @@
 """`facejax track`: a video in, a folder of results out, whole or not at all."""
 
-import contextlib
 import dataclasses
-import hashlib
 import os
 import platform
 import shutil
@@ -17,16 +15,15 @@ import numpy as np
 import facejax
 from facejax.apps.avatar import AVATAR_FILES, AvatarView, how_it_fits, picture_of, write_avatar
 from facejax.apps.pictures import overlay_video, preview_frames, preview_png, write_renders
-from facejax.data.avatars import is_avatar, load_avatar
 from facejax.data.files import atomic_folder, terminate_as_interrupt
 from facejax.data.gltf import write_glb
 from facejax.data.landmarks import Landmarks, detect_landmarks, load_landmarks
-from facejax.data.load import load_model
 from facejax.data.results import RESULT_FILES, TrackResult, save_metrics
 from facejax.data.video import Video, load_masks, open_video
 from facejax.evaluation.tracking import evaluate_track
-from facejax.fitting import FitConfig, fit_sequence
+from facejax.fitting import FitConfig, Stage, fit_sequence
 from facejax.fitting.checkpoint import Checkpoint, fingerprint
+from facejax.fitting.sequence import resolve_head
 from facejax.geometry.errors import InputError
 from facejax.models.avatar import Avatar
 from facejax.models.head import HeadModel
@@ -60,6 +57,7 @@ def track(
     renders: bool = False,
     resume: bool = False,
     config: FitConfig | None = None,
+    stages: tuple[Stage, ...] | None = None,
     progress: Progress | None = None,
     extra: Callable[[TrackResult, Path], Iterable[Row]] | None = None,
     extra_files: Iterable[str] = (),
@@ -68,7 +66,7 @@ def track(
 
     Options are those of `fit_sequence`; model: a name, a path or a head; an avatar writes `AVATAR_FILES` too, and is
     lit by `light_model`, changing in the clip or not, see `FitConfig`. frames: (first, one past the last).
-    config: instead of preset and size. renders: write `renders/` too. extra: writes files of its own, named in
+    config: instead of preset and size. stages: instead of the head's plan. renders: write `renders/` too. extra: writes files of its own, named in
     `extra_files`, into the folder, and returns more rows for the table and `metrics.json`.
 
     Nothing appears at `out` before everything is there. Finished work is kept in the hidden folder
@@ -88,7 +86,7 @@ def track(
         resumed = work.is_dir()
         clip = video if isinstance(video, Video) else open_video(video, frames)
         config = config or _config(preset, size, light_model=light_model, changing_light=changing_light)
-        head = _head(model)
+        head = resolve_head(model)
         avatar = head if isinstance(head, Avatar) else None
         ignored = load_masks(masks, clip) if masks is not None else None
         earlier = TrackResult.load(identity) if identity is not None else None
@@ -104,7 +102,8 @@ def track(
             ipd_mm=ipd_mm,
             config=config,
             progress=tell,
-            checkpoint=work / _digest(seen, masks, identity, config),
+            checkpoint=work,
+            stages=stages,
         )
         tell("measuring", 0, 1)
         seconds, compiling = clock.seconds(), clock.compilation()
@@ -147,12 +146,6 @@ def track(
     return [*_rows(result, metrics), *more, *(("note", note, None) for note in notes)]
 
 
-def _head(model: str | Path | HeadModel) -> HeadModel:
-    if not isinstance(model, str | Path):
-        return model
-    return load_avatar(model) if is_avatar(model) else load_model(model)
-
-
 def _config(preset: str, size: int, **light: Any) -> FitConfig:
     if preset not in ("fast", "full"):
         raise InputError(f"`preset` must be 'fast' or 'full', not {preset!r}.")
@@ -175,7 +168,7 @@ def find_landmarks(
         return given
     if given is not None:
         return load_landmarks(given, clip.n_frames, clip.size, source_frames=clip.source_frames, first=clip.first)
-    keep = Checkpoint(work, fingerprint(clip=_stamp(clip.path), first=clip.first, n=clip.n_frames, face=face))
+    keep = Checkpoint(work, fingerprint(clip, face))
     arrays = ("points", "depth", "blendshapes", "valid", "confidence", "box")
     kept = keep.load("landmarks", dict.fromkeys(arrays, 0))
     if kept is not None and clip.path is not None:
@@ -255,26 +248,6 @@ class StageClock:
             self._compiled.append((now - duration_secs, now))
 
 
-def _stamp(path: Path | str | None) -> tuple[str, int, int] | None:
-    """A file or folder as it is now."""
-    if path is None:
-        return None
-    facts = Path(path).expanduser().stat()
-    return str(path), facts.st_size, facts.st_mtime_ns
-
-
-def _digest(seen: Landmarks, masks: Path | str | None, identity: Path | str | None, config: FitConfig) -> str:
-    """Of what a fit depends on and only its contents tell, so that `--resume` never mixes two inputs."""
-    digest = hashlib.sha256(np.ascontiguousarray(np.nan_to_num(seen.points, nan=-1.0)).tobytes())
-    digest.update(np.ascontiguousarray(np.nan_to_num(seen.confidence)).tobytes())
-    for path in (masks, identity):
-        with contextlib.suppress(OSError):  # a folder that is not there is refused elsewhere
-            inside = sorted(Path(path).expanduser().iterdir()) if path is not None and Path(path).is_dir() else []
-            digest.update(repr((_stamp(path), [_stamp(p) for p in inside])).encode())
-    digest.update(f"{config} {facejax.__version__}".encode())
-    return digest.hexdigest()[:16]
-
-
 def _notes(clip: Video, seen: Landmarks) -> list[str]:
     notes = [*clip.notes, *seen.notes]
     if clip.first and any("frame" in note for note in seen.notes):
@@ -307,6 +280,7 @@ def _metrics(
         "focal_from": "given" if known["intrinsics"] else camera,
         "scale": float(result.scale),
         "scale_from": "ipd_mm" if known["ipd_mm"] is not None else camera.replace("estimated", "prior"),
+        "stages": (result.metrics or {}).get("stages", []),
         "frames_by_status": {name: int(np.sum(result.status == i)) for i, name in enumerate(result.status_names)},
         "controls": {
             "dead_face": {

@@ -39,7 +39,7 @@ class FitConfig:
     photometric_weight: float = 30000.0
     """Of the mean robust colour residual (display values in [0, 1]) of a frame."""
     detail_weight: float = 100.0
-    """Of the mean robust difference of detail, see `facejax.fitting.crops.detail`."""
+    """Of the mean robust difference of detail, see `facejax.fitting.footage.detail`."""
     detail_px: tuple[float, ...] = (5.0,)
     """Radii in pixels of a crop below which a pattern is detail, a channel each."""
     colour_pull: float = 1.0

@@ -9,7 +9,7 @@ from facejax.models.deep_appearance import (
     sample_code,
     statistics,
 )
-from facejax.models.head import HeadModel, Stage, Turn
+from facejax.models.head import ROLES, Encoder, Guess, HeadModel
 from facejax.models.lighting_network import (
     GainBias,
     LightingNetwork,
@@ -21,6 +21,7 @@ from facejax.models.lighting_network import (
 from facejax.models.morphable import Expression, Identity, MorphableHead, MorphableParams
 
 __all__ = [
+    "ROLES",
     "Appearance",
     "Avatar",
     "AvatarClip",
@@ -28,16 +29,16 @@ __all__ = [
     "CodeDistribution",
     "DeepAppearanceConfig",
     "DeepAppearanceModel",
+    "Encoder",
     "Expression",
     "GainBias",
+    "Guess",
     "HeadModel",
     "Identity",
     "LightingNetwork",
     "LightingNetworkConfig",
     "MorphableHead",
     "MorphableParams",
-    "Stage",
-    "Turn",
     "pose_features",
     "relight",
     "rig_pose_features",
