@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from machine import Row, machine_facts, print_table
 
-from facejax.data.avatars import load_avatar
+from facejax.data.heads import load_avatar
 from facejax.evaluation.deep_lighting import Protocol, first_step, key_frames, open_clip
 from facejax.fitting.adaptation import adapt
 from facejax.fitting.registration import register

@@ -4,7 +4,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from facejax.data.load import load_model as load_model
+    from facejax.data.heads import load_head as load_head
+    from facejax.data.heads import load_model as load_model
     from facejax.data.results import TrackResult as TrackResult
     from facejax.fitting import FitConfig as FitConfig
     from facejax.fitting import fit_sequence as fit_sequence
@@ -16,10 +17,11 @@ _HOMES = {
     "FitConfig": "facejax.fitting",
     "TrackResult": "facejax.data.results",
     "fit_sequence": "facejax.fitting",
-    "load_model": "facejax.data.load",
+    "load_head": "facejax.data.heads",
+    "load_model": "facejax.data.heads",
 }
 
-__all__ = ["FitConfig", "TrackResult", "__version__", "fit_sequence", "load_model"]
+__all__ = ["FitConfig", "TrackResult", "__version__", "fit_sequence", "load_head", "load_model"]
 
 
 def __getattr__(name: str) -> Any:

@@ -21,8 +21,8 @@ from facejax.apps.pictures import (
     window_camera,
     write_png,
 )
-from facejax.data.avatars import AVATAR, load_adapted, save_adapted
-from facejax.data.results import Fitted, TrackResult
+from facejax.data.heads.avatar import AVATAR
+from facejax.data.results import TrackResult
 from facejax.data.video import Video, write_video
 from facejax.fitting.config import FitConfig
 from facejax.fitting.light_models import light_model
@@ -47,16 +47,20 @@ _FITS_PERCENT = 5.5  # lip error above which the avatar is said not to fit: its 
 class AvatarView:
     """An avatar with the codes and lights of a clip: draws any frame from anywhere."""
 
-    avatar: Avatar
-    fitted: Fitted
-    config: FitConfig
-    """How it was fitted: only the light model counts."""
+    result: TrackResult
+    """Of an avatar."""
 
-    @classmethod
-    def open(cls, folder: Path | str) -> "AvatarView":
-        """The avatar of a result folder; `InputError` where there is none."""
-        avatar, fitted, about = load_adapted(folder)
-        return cls(avatar, fitted, FitConfig(light_model=about.get("light_model", "network")))
+    @functools.cached_property
+    def avatar(self) -> Avatar:
+        """As it was trained, at the result's scale."""
+        head = self.result.load_head()
+        assert isinstance(head, Avatar)
+        return head
+
+    @functools.cached_property
+    def light(self) -> Float[Array, "f g 3"]:
+        """The whole lighting code of each frame: the clip's, and what the frame adds."""
+        return sum(jax.tree_util.tree_leaves(self.result.identity_code()), jnp.asarray(self.result.light_code))
 
     def mean_albedo(self) -> float:
         """Mean luminance of the face under the full light: what an exposure meter takes for its albedo."""
@@ -94,18 +98,17 @@ class AvatarView:
         code: of the light; None is the clip's own, under which the lighting network is the adapted one. Under others it
         is as it was trained: what adaptation learnt holds for the clip alone.
         """
-        own = self.fitted.shared.light + self.fitted.light[frame]
         draw = _drawer(self, size, own=code is None)
-        frames = jax.tree_util.tree_map(lambda x: x[frame], self.fitted.frames)
-        light = own if code is None else jnp.asarray(code, jnp.float32)
-        params = self.fitted.params if code is None else self.avatar.params
+        frames = jax.tree_util.tree_map(lambda x: x[frame], self.result.frame_codes())
+        light = self.light[frame] if code is None else jnp.asarray(code, jnp.float32)
+        params = self.result.load_params() if code is None else self.avatar.params
         return np.array(draw(params, frames, light, pose, camera), np.float32)
 
 
 @functools.lru_cache(maxsize=4)
 def _drawer(view: AvatarView, size: tuple[int, int], own: bool) -> Callable[..., Array]:
     avatar, render = view.avatar, make_textured_renderer(view.avatar.topology, size)
-    lights = light_model(avatar, view.config if own else FitConfig())
+    lights = light_model(avatar, FitConfig(light_model=view.result.light_model) if own else FitConfig())  # type: ignore[arg-type]
 
     @jax.jit
     def draw(params: Any, frame: Any, light: Array, pose: Pose, camera: Camera) -> Array:
@@ -168,8 +171,7 @@ def how_it_fits(lips_percent: float | None) -> str:
 
 
 def write_avatar(folder: Path, view: AvatarView, result: TrackResult, video: Video, progress: Progress) -> None:
-    """Write `AVATAR_FILES`: the adapted avatar, a video of it beside the input, and a sheet of four frames."""
-    save_adapted(folder, view.avatar, view.fitted, {"light_model": view.config.light_model})
+    """Write a video of the avatar beside the input, and a sheet of four frames."""
     window = face_window(result, max_height=384)
     camera, kept = window_camera(result, window), {}
     picks = set(preview_frames(result, 4).tolist())

@@ -17,11 +17,10 @@ import numpy as np
 import facejax
 from facejax.apps.avatar import AVATAR_FILES, AvatarView, how_it_fits, picture_of, write_avatar
 from facejax.apps.pictures import overlay_video, preview_frames, preview_png, write_renders
-from facejax.data.avatars import is_avatar, load_avatar
 from facejax.data.files import atomic_folder, terminate_as_interrupt
 from facejax.data.gltf import write_glb
+from facejax.data.heads import resolve_head
 from facejax.data.landmarks import Landmarks, detect_landmarks, load_landmarks
-from facejax.data.load import load_model
 from facejax.data.results import RESULT_FILES, TrackResult, save_metrics
 from facejax.data.video import Video, load_masks, open_video
 from facejax.evaluation.tracking import evaluate_track
@@ -88,7 +87,7 @@ def track(
         resumed = work.is_dir()
         clip = video if isinstance(video, Video) else open_video(video, frames)
         config = config or _config(preset, size, light_model=light_model, changing_light=changing_light)
-        head = _head(model)
+        head = resolve_head(model)
         avatar = head if isinstance(head, Avatar) else None
         ignored = load_masks(masks, clip) if masks is not None else None
         earlier = TrackResult.load(identity) if identity is not None else None
@@ -109,8 +108,8 @@ def track(
         tell("measuring", 0, 1)
         seconds, compiling = clock.seconds(), clock.compilation()
         view = None
-        if avatar is not None and result.fitted is not None:
-            view = AvatarView(avatar, result.fitted, config)
+        if avatar is not None:
+            view = AvatarView(result)
         reached = evaluate_track(
             result,
             clip if view is None else None,
@@ -145,12 +144,6 @@ def track(
         save_metrics(folder, metrics)
     shutil.rmtree(work, ignore_errors=True)
     return [*_rows(result, metrics), *more, *(("note", note, None) for note in notes)]
-
-
-def _head(model: str | Path | HeadModel) -> HeadModel:
-    if not isinstance(model, str | Path):
-        return model
-    return load_avatar(model) if is_avatar(model) else load_model(model)
 
 
 def _config(preset: str, size: int, **light: Any) -> FitConfig:

@@ -5,7 +5,7 @@ head: a similarity brings it near, curves of the head's own lid margins and lips
 Laplacian-regularised ICP pulls the rest to the skin. `refine_landmarks` then fits the head to detections of a real clip
 and moves the points by what stays constant over all its frames, smoothly over the face and the same on both sides.
 
-Needs scipy (extra `test`), as a developer's tool; users only read the tables. HEAD is what `load_model` takes; for
+Needs scipy (extra `test`), as a developer's tool; users only read the tables. HEAD is what `load_morphable` takes; for
 ICT-FaceKit give its `FaceXModel` folder, so that all 26,719 vertices keep their numbers.
 
     python -m facejax.data.correspondence HEAD --canonical canonical_face_model.obj \\
@@ -615,10 +615,10 @@ def head_parts(head: MorphableHead) -> tuple[HeadShapes, np.ndarray, np.ndarray,
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command in the module's docstring."""
-    from facejax.data.load import load_model
+    from facejax.data.heads import load_morphable
 
     parser = argparse.ArgumentParser(description="Derive where MediaPipe's 478 landmarks lie on a head.")
-    parser.add_argument("head", help="what `load_model` takes: a name, a converted .npz, or a FaceXModel folder")
+    parser.add_argument("head", help="what `load_morphable` takes: a name, a converted .npz, or a FaceXModel folder")
     parser.add_argument("--canonical", required=True, help="MediaPipe's canonical_face_model.obj")
     parser.add_argument("--out", required=True, help="table to write, .npz")
     parser.add_argument(
@@ -626,7 +626,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--frames", type=int, default=40, help="how many frames of it, spread evenly")
     options = parser.parse_args(arguments)
-    head = load_model(options.head, None if options.head == "generic" else ("all",))
+    head = load_morphable(options.head, None if options.head == "generic" else ("all",))
     shapes, skin, vertices68, eyeballs = head_parts(head)
     canonical_vertices, canonical_faces = read_canonical(options.canonical)
     table = derive_landmarks(shapes.mean, skin, vertices68, canonical_vertices, canonical_faces, eyeballs)

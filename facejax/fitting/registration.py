@@ -30,7 +30,6 @@ from facejax.fitting.rendered_fit import (
     visible_vertices,
 )
 from facejax.fitting.variables import ClipVariables, FrameVariables, put_frames, take_frames, variables_of
-from facejax.geometry.errors import InputError
 from facejax.geometry.records import Camera, PyTree
 from facejax.models.head import HeadModel, Stage, Turn
 from facejax.objectives.landmarks import face_radius_px
@@ -257,16 +256,13 @@ def by_flow(start: Registration, turn: Turn) -> Callable[..., FrameVariables]:
 
 def registration_of(head: HeadModel, result: TrackResult, config: FitConfig) -> Registration:
     """Where steps 2 and 3 start: what `fit_sequence` found of a head, by landmarks alone (`texture=False`) or more."""
-    if result.fitted is None:
-        raise InputError("Registration goes on from a fit, and this result was read from a file: track the clip again.")
     reference = float(np.median(face_radius_px(result.landmarks)))
     camera = result.camera
     poses = [variables_of(result.pose(k), camera, reference) for k in range(len(result))]
-    fitted = result.fitted
     frames = FrameVariables(
         pose=jax.tree_util.tree_map(lambda *x: np.stack(x), *poses),
-        code=jax.tree_util.tree_map(np.array, fitted.frames),
-        light=np.array(fitted.light),
+        code=jax.tree_util.tree_map(np.array, result.frame_codes()),
+        light=np.array(result.light_code),
     )
-    shared = ClipVariables(code=fitted.shared, log_focal=jnp.log(camera.focal[0]))
-    return Registration(head, fitted.params, shared, frames, camera, reference, config)
+    shared = ClipVariables(code=result.identity_code(), log_focal=jnp.log(camera.focal[0]))
+    return Registration(head, result.load_params(), shared, frames, camera, reference, config)

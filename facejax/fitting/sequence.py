@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from facejax.data.landmarks import Landmarks, detect_landmarks, landmark_confidence, load_landmarks
-from facejax.data.results import Fitted, TrackResult, assemble
+from facejax.data.results import TrackResult, assemble
 from facejax.data.video import Masks, Video, load_masks, open_video
 from facejax.fitting.adaptation import adapt
 from facejax.fitting.checkpoint import Checkpoint, fingerprint
@@ -155,7 +155,7 @@ def _identity_of(identity: Any, head: HeadModel) -> TrackResult | None:
             f"The earlier result was made with the model {result.model_name!r} ({result.model_sha256[:12]}), "
             f"and this is {head.name!r} ({head.sha256[:12]}); an identity can only be held within one model."
         )
-    return result
+    return result.with_head(head)
 
 
 def _landmarks_of(given: Any, clip: Video, face: int, report: Progress, keep: Checkpoint | None) -> Landmarks:
@@ -694,18 +694,18 @@ class _Fit:
             scale = float(ipd_mm / 1e3 / jnp.linalg.norm(pivots[0] - pivots[1]))
         elif self.before is not None:
             scale = float(self.before.scale)
+        params = self.params
         if scale != 1.0:
+            params = dataclasses.replace(head, params=params).scaled(scale).params  # type: ignore[type-var]
             head, poses = head.scaled(scale), poses.replace(translation=poses.translation * scale)
-        params = self.params if scale == 1.0 else head.params
-        twin, identity, expressions, light = head.as_morphable(
-            params, self.shared.code, self.frames.code, jnp.asarray(self.frames.light)
-        )
-        result = assemble(
-            twin,
-            shared=identity,
-            frames=expressions,
+        return assemble(
+            head,
+            params=params,
+            code=self.shared.code,
+            frames=self.frames.code,
             poses=poses,
-            light=light,
+            light=self.frames.light,
+            light_model=self.config.light_model if any(s.data == "rendered" for s in self.stages) else "",
             camera=camera,
             image_size=self.clip.size,
             time=np.asarray(self.clip.time, np.float32),
@@ -715,9 +715,6 @@ class _Fit:
             status=status,
             status_names=STATUS_NAMES,
             scale=scale,
-        )
-        return dataclasses.replace(
-            result, fitted=Fitted(self.params, self.shared.code, self.frames.code, self.frames.light)
         )
 
 

@@ -59,6 +59,10 @@ class HeadModel(Protocol):
     parts of a code: what is one for a whole clip, and what each frame has for itself. All methods are pure.
     """
 
+    def __hash__(self) -> int:
+        """Of the object, as equality is: what is compiled for a head is found by the head itself."""
+        ...
+
     @property
     def name(self) -> str: ...
 
