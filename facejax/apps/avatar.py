@@ -88,7 +88,7 @@ class AvatarView:
         rows = int(group.max()) + 1
         code = np.zeros((rows, 3), np.float32)
         np.add.at(code, group, power)
-        return code / (weight * np.bincount(group, minlength=rows)[:, None])
+        return code / (weight * np.bincount(group, minlength=rows)[:, None]).astype(np.float32)
 
     def draw(
         self, frame: int, pose: Pose, camera: Camera, size: tuple[int, int], code: Any = None

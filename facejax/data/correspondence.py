@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from facejax.data.meshes import read_mesh
 from facejax.geometry.errors import InputError
 from facejax.models import landmark_names as names
 from facejax.models.morphable import MorphableHead
@@ -60,16 +61,10 @@ def load_table(name: str) -> LandmarkTable:
 
 def read_canonical(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """MediaPipe's `canonical_face_model.obj`: (468, 3) metres in the head frame, and (898, 3) triangles."""
-    vertices, faces = [], []
-    for line in Path(path).read_text().splitlines():
-        key, *rest = line.split() or [""]
-        if key == "v":
-            vertices.append([float(x) / 100 for x in rest[:3]])
-        elif key == "f":
-            faces.append([int(x.split("/")[0]) - 1 for x in rest])
-    if len(vertices) != 468 or any(len(f) != 3 for f in faces):
+    vertices, topology = read_mesh(path)
+    if len(vertices) != 468:
         raise InputError(f"{path} is not MediaPipe's canonical face mesh: expected 468 vertices, got {len(vertices)}.")
-    return np.array(vertices), np.array(faces)
+    return vertices.astype(float) / 100, topology.faces
 
 
 def similarity(source: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:

@@ -28,6 +28,7 @@ from facejax.data.codes import (
 )
 from facejax.data.files import atomic_write
 from facejax.data.heads.avatar import AVATAR
+from facejax.data.meshes import write_mesh
 from facejax.geometry.cameras import camera_matrix, project
 from facejax.geometry.errors import InputError
 from facejax.geometry.meshes import Topology
@@ -43,7 +44,7 @@ FORMAT_VERSION = 2
 loaded from (`head_source`), the light in the rows of the head's own lighting (`light_code`, `light_model`), and a
 camera and size for each frame (`frame_intrinsics`, `frame_size`)."""
 
-RESULT_FILES = ("track.npz", "metrics.json", "overlay.mp4", "preview.png", "head.glb", "renders", AVATAR)
+RESULT_FILES = ("track.npz", "metrics.json", "overlay.mp4", "preview.png", "head.glb", "renders")
 """Names that a result folder holds, for `facejax.data.files.atomic_folder`: the first tells a folder as ours."""
 
 MAX_FRAMES_WITH_VERTICES = 5000
@@ -343,6 +344,13 @@ class TrackResult:
         first = jax.tree_util.tree_map(lambda x: jnp.asarray(x[:1]), self._codes[1])
         light = jnp.asarray(self.light_code[:1])
         return self.load_head().as_morphable(self.load_params(), self.identity_code(), first, light)[0]
+
+    def write_mesh(self, path: Path | str, frame: int) -> None:
+        """Write the head of one frame as a mesh: `.obj`, `.ply` or `.glb`, see `facejax.data.meshes.write_mesh`.
+
+        Metres, head frame. `facejax.data.gltf.write_glb` writes the animated, textured head.
+        """
+        write_mesh(path, self.head_vertices_at(frame), self.topology)
 
     def save(self, folder: Path | str) -> None:
         """Write `track.npz`, and `metrics.json` if there are metrics, into `folder`, each whole or not at all.
