@@ -184,6 +184,8 @@ def test_another_version_of_the_model_is_refused(result, monkeypatch):
         other.vertices_at(0)
     with pytest.raises(InputError, match="this one is 000000000000"):
         other.with_head(toy_head())
+    with pytest.raises(InputError, match="load the head with the parts it was tracked with"):
+        result.with_head(toy_head(rows=12))
     right = dataclasses.replace(result, head=None, params=None)
     np.testing.assert_array_equal(right.vertices_at(0), result.vertices_at(0))
 

@@ -213,6 +213,12 @@ class TrackResult:
     def _at_scale(self, head: HeadModel) -> HeadModel:
         if head.sha256 != self.model_sha256:
             raise self._another(head, "this one")
+        if head.topology.n_vertices != len(self.neutral):
+            raise InputError(
+                f"The result's mesh has {len(self.neutral)} vertices, and that of {head.name!r} has "
+                f"{head.topology.n_vertices}: load the head with the parts it was tracked with, and give it to "
+                "`with_head`."
+            )
         return head if self.scale == 1 else head.scaled(float(self.scale))
 
     def _find_head(self) -> HeadModel:

@@ -4,7 +4,6 @@
 """
 
 import dataclasses
-import hashlib
 import json
 import os
 import zipfile
@@ -15,7 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from facejax.data.checkpoints import MANIFEST, find_checkpoint, flatten, pinned, read_network, unflatten
+from facejax.data.checkpoints import MANIFEST, arrays_sha256, find_checkpoint, flatten, pinned, read_network, unflatten
 from facejax.geometry.errors import InputError
 from facejax.geometry.meshes import SurfacePoints, Topology
 from facejax.geometry.records import PyTree
@@ -138,7 +137,7 @@ def avatar_from(
     centres = head["eye_pivot"] if "eye_pivot" in head else _iris_centres(table, np.asarray(mean))
     return Avatar(
         name=name,
-        sha256=sha256 or _digest({"decoder": decoder, "state": state, "lighting": lighting}),
+        sha256=sha256 or arrays_sha256(flatten({"decoder": decoder, "state": state, "lighting": lighting})),
         appearance=model,
         network=LightingNetwork(_config(LightingNetworkConfig, network)),
         params={"decoder": decoder, "lighting": lighting, "mesh": {"mean": mean, "basis": basis}},
@@ -170,11 +169,3 @@ def _iris_centres(table: SurfacePoints, vertices: np.ndarray) -> np.ndarray:
     """Middles of the (left, right) iris: where a capture does not say where eyeballs turn."""
     points = np.einsum("nij,ni->nj", vertices[table.triangles], table.weights)
     return np.stack([points[473:478].mean(axis=0), points[468:473].mean(axis=0)])
-
-
-def _digest(tree: PyTree) -> str:
-    total = hashlib.sha256()
-    for name, array in sorted(flatten(tree).items()):
-        total.update(name.encode())
-        total.update(np.ascontiguousarray(array).tobytes())
-    return total.hexdigest()

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from facejax.data.assets import asset_path
+from facejax.data.checkpoints import arrays_sha256
 from facejax.data.heads.model_file import head_from_arrays, read_head
 from facejax.geometry.errors import InputError
 from facejax.models.morphable import MorphableHead
@@ -85,7 +86,8 @@ def load(name_or_path: str | os.PathLike[str], parts: Sequence[str] | None = Non
     path = Path(name_or_path).expanduser().resolve()
     if not (path / "generic_neutral_mesh.obj").is_file() and (path / "FaceXModel").is_dir():
         path = path / "FaceXModel"
-    return dataclasses.replace(facekit_head(convert_facekit(path), parts), source=str(path))
+    arrays = convert_facekit(path)
+    return dataclasses.replace(facekit_head(arrays, parts, arrays_sha256(arrays)), source=str(path))
 
 
 # Its OBJ files are read here, not by `facejax.data.meshes`: quads must stay quads until `triangulate` cuts them, and
