@@ -7,22 +7,24 @@ numbers), which is what the paper's lighting network is compared with. Results a
 """
 
 import argparse
-import dataclasses
 import json
 import time
 from pathlib import Path
 
 import jax
 import numpy as np
-from facejax.fitting.adaptation import adapt
-from facejax.fitting.registration import register
-from facejax.fitting.rendered_fit import rendered_objective
-from facejax.fitting.variables import take_frames
 from machine import Row, machine_facts, print_table
 
-from facejax.data.avatars import load_avatar
+from facejax.data.heads import load_avatar
 from facejax.evaluation.deep_lighting import Protocol, first_step, key_frames, open_clip
-from facejax.models.avatar import STAGES
+from facejax.fitting.config import FitConfig
+from facejax.fitting.plans import adaptation, refinement
+from facejax.fitting.schedule import Job, run_stage
+from facejax.fitting.solve import objective
+from facejax.fitting.terms import CodePrior, Pictures
+from facejax.scenes import Unknowns, make_scene
+from facejax.scenes.lighting import in_darkness
+from facejax.scenes.unknowns import take_frames
 
 
 def timed(call, repeats: int = 1) -> tuple[float, float]:
@@ -35,31 +37,30 @@ def timed(call, repeats: int = 1) -> tuple[float, float]:
     return times[0], float(np.median(times[1:]))
 
 
-def gradient(start, given, keys) -> tuple[float, float]:
-    one = rendered_objective(start.head, start.lights, start.render, start.camera, start.reference_px, start.config)
-    data = start.data(given, keys[:4])
-    frames = take_frames(start.frames, keys[:4])
+def gradient(job: Job, unknowns: Unknowns) -> tuple[float, float]:
+    few = job.key[:4]
+    terms = (Pictures(), CodePrior(0.1, 0.0, per_number=True))
+    seen = tuple(term.observe(job.scene, job.footage, unknowns, few) for term in terms)
+    variables = {"params": unknowns.params, "clip": unknowns.clip, "frame": take_frames(unknowns.frames, few)}
 
     @jax.jit
-    def step(params, shared, frames):
-        def loss(params, shared, frames):
-            each = jax.vmap(lambda f, d: one(params, shared, f, d, False))(frames, data)
-            return each.mean()
+    def step(variables, seen):
+        return jax.grad(lambda v: objective(job.scene, terms, v, seen, jax.numpy.ones(len(few)))[0])(variables)
 
-        return jax.grad(loss, argnums=(0, 1, 2))(params, shared, frames)
-
-    return timed(lambda: step(start.params, start.shared, frames), repeats=5)
+    return timed(lambda: step(variables, seen), repeats=5)
 
 
-def measure(label: str, start, given, keys, goal: str) -> list[Row]:
-    def quiet(done: int, total: int) -> None:
-        pass
+def measure(label: str, job: Job, dark: Unknowns, config: FitConfig, goal: str) -> list[Row]:
+    def adapt() -> Unknowns:
+        unknowns = dark
+        for stage in adaptation(config):
+            unknowns, _ = run_stage(job, stage, unknowns)
+        return unknowns
 
-    adaptation, refinement = (s for s in STAGES["fast"] if s.data == "rendered")
-    compiling, run = gradient(start, given, keys)
-    adapting = timed(lambda: adapt(start, given, keys, adaptation, quiet).params)
-    few = keys[:8]
-    registering = timed(lambda: register(start, given, refinement, quiet, only=few).frames.code)
+    few = job.key[:8]
+    compiling, run = gradient(job, dark)
+    adapting = timed(lambda: adapt().params)
+    registering = timed(lambda: run_stage(job, refinement(config), dark, only=few)[0].frames.code)
     return [
         (label + "gradient of a frame (s)", run / 4, f"compilation {compiling:.0f} s", ""),
         (label + "adaptation of a clip (s)", adapting[1], f"the first time {adapting[0]:.0f} s", "360"),
@@ -79,13 +80,15 @@ def main() -> None:
     rows: list[Row] = []
     for size in told.sizes:
         protocol = Protocol(size=size, landmark_noise_px=1.0)
-        begun, given = first_step(avatar, clip, protocol)
-        keys = key_frames(np.asarray(clip.truth.rotation), np.flatnonzero(given.valid), 48)
+        begun = first_step(avatar, clip, protocol)
+        valid = np.asarray(begun.footage.valid)
+        keys = key_frames(np.asarray(clip.truth.rotation), np.flatnonzero(valid), 48)
         for model in ("network", "sh"):
-            start = dataclasses.replace(
-                begun, config=dataclasses.replace(begun.config, light_model=model, texture=True)
-            ).unlit()
-            rows += measure(f"{model}, {size} px: ", start, given, keys, {128: "1", 256: "3"}.get(size, ""))
+            config = FitConfig(size=size, light_model=model)
+            scene = make_scene(avatar, (size, size), light_model=model)
+            job = Job(scene, begun.footage, keys, np.zeros((len(valid), 0), np.float32))
+            dark = in_darkness(begun.unknowns, scene.lighting)
+            rows += measure(f"{model}, {size} px: ", job, dark, config, {128: "1", 256: "3"}.get(size, ""))
     print_table("registration of an avatar", rows)
     if told.json:
         told.json.write_text(json.dumps({"machine": facts, "rows": rows}, indent=1) + "\n")

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from machine import machine_facts, print_table
 
-from facejax.data.avatars import load_avatar
 from facejax.data.captures import LightStage, select
 from facejax.data.checkpoints import find_checkpoint, read_network
+from facejax.data.heads import load_avatar
 from facejax.geometry.cameras import view_direction
 from facejax.models.avatar import AvatarFrame
 

@@ -18,8 +18,8 @@ import numpy as np
 from machine import Row, machine_facts, print_table, say
 
 from facejax.data.environments import load_environment
-from facejax.data.ict import PARTS as ICT_PARTS
-from facejax.data.load import load_model
+from facejax.data.heads import load_model
+from facejax.data.heads.ict_facekit import PARTS as ICT_PARTS
 from facejax.geometry.cameras import project, to_camera_frame
 from facejax.geometry.meshes import Topology, vertex_normals
 from facejax.geometry.records import Camera, Face, Image, Pose

@@ -18,8 +18,8 @@ import numpy as np
 from machine import Row, machine_facts, print_table, say
 
 from facejax.apps.track import StageClock
+from facejax.data.heads import load_model
 from facejax.data.landmarks import Landmarks, detect_landmarks
-from facejax.data.load import load_model
 from facejax.data.video import open_video
 from facejax.evaluation.tracking import _rotation_errors, evaluate_picture, evaluate_track, evaluate_truth
 from facejax.fitting import FitConfig, fit_sequence

@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING
 from facejax._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from facejax.data.load import load_model
+    from facejax.data.heads import load_head, load_model
     from facejax.data.results import TrackResult
     from facejax.fitting import FitConfig, fit_sequence
 
 __version__ = "0.1.0"
 
-__all__ = ["FitConfig", "TrackResult", "__version__", "fit_sequence", "load_model"]
+__all__ = ["FitConfig", "TrackResult", "__version__", "fit_sequence", "load_head", "load_model"]
 
 __getattr__, __dir__ = lazy_names(__name__)

@@ -481,7 +481,7 @@ class EvalDeepLighting:
     def run(self) -> int:
         """Runs the command; the exit status."""
         use_compilation_cache()
-        from facejax.data.avatars import load_avatar
+        from facejax.data.heads import load_avatar
         from facejax.evaluation.deep_lighting import Protocol, clips_in, identity_plugin, report
 
         clips = [c for c in clips_in(self.clips) if not self.only or c.name in self.only]

@@ -13,7 +13,7 @@ import zipfile
 import pytest
 
 from facejax.data import assets
-from facejax.data.load import load_model
+from facejax.data.heads import load_model
 from facejax.geometry.errors import InputError
 
 FILES = {"a.obj": b"first file\n", "b.obj": b"second file\n"}

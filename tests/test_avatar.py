@@ -1,6 +1,7 @@
 """The avatar as a head model, and avatars in files."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,9 @@ from toy_avatar import CODE, GROUPS, toy_avatar
 
 from facejax import fit_sequence
 from facejax.apps.avatar import how_it_fits
-from facejax.data.avatars import AVATAR, is_avatar, load_adapted, load_avatar, save_adapted
-from facejax.data.results import Fitted, derive_vertices
+from facejax.data.avatars import load_adapted, save_adapted
+from facejax.data.heads import load_avatar, load_head
+from facejax.data.heads.avatar import AVATAR, is_avatar
 from facejax.fitting import FitConfig, Known, Lots
 from facejax.fitting.plans import registration as registration_plan
 from facejax.geometry.cameras import view_direction
@@ -49,22 +51,6 @@ def test_reduced_to_points_it_gives_the_points_of_the_whole():
     np.testing.assert_allclose(reduced.vertices(reduced.params, DARK, frame(CODES[0])), whole, atol=2e-7)
 
 
-def test_as_a_morphable_head_it_has_the_same_vertices():
-    avatar = toy_avatar()
-    frames = frame(CODES[0]).replace(code=jnp.asarray(CODES))
-    head, identity, expressions, light = avatar.as_morphable(avatar.params, DARK, frames, jnp.zeros((3, GROUPS, 3)))
-    assert light.shape == (3, 9, 3)
-    derived = derive_vertices(
-        head,
-        np.asarray(head.neutral(head.params, identity)),
-        np.asarray(identity.shape),
-        np.asarray(expressions.activations),
-        np.asarray(expressions.gaze),
-    )
-    for code, vertices in zip(CODES, derived, strict=True):
-        np.testing.assert_allclose(vertices, avatar.vertices(avatar.params, DARK, frame(code)), atol=1e-6)
-
-
 def test_scaled_it_is_larger_everywhere():
     avatar, twice = toy_avatar(), toy_avatar().scaled(2.0)
     face = jax.jit(lambda h, p: h.decode(p, DARK, frame(CODES[1]), view_direction(POSE)), static_argnums=0)
@@ -94,34 +80,54 @@ def test_full_stages_take_the_paper_s_iterations():
     assert [s.name for s in registration_plan(FitConfig(light_start="dark"), Known())][2] == "adaptation"
 
 
-def fitted(avatar):
-    return Fitted(
-        params={**avatar.params, "lighting": jax.tree.map(lambda x: x + 0.5, avatar.params["lighting"])},
-        shared=AvatarClip(),
-        frames=frame(CODES[0]).replace(code=jnp.asarray(CODES)),
-        light=np.arange(3 * GROUPS * 3, dtype=np.float32).reshape(3, GROUPS, 3),
-    )
+LIGHT = np.arange(3 * GROUPS * 3, dtype=np.float32).reshape(3, GROUPS, 3)
+
+
+def save(folder, avatar, about=None):
+    """A clip of three frames, after the network learnt something."""
+    params = {**avatar.params, "lighting": jax.tree.map(lambda x: x + 0.5, avatar.params["lighting"])}
+    frames, code = frame(CODES[0]).replace(code=CODES), AvatarClip()
+    save_adapted(folder, avatar, params=params, code=code, frames=frames, light=LIGHT, about=about or {})
+    return params
 
 
 def test_an_adapted_avatar_comes_back_from_its_file(tmp_path):
     avatar = toy_avatar()
-    save_adapted(tmp_path, avatar, fitted(avatar), {"light_model": "network"})
+    params = save(tmp_path, avatar, {"light_model": "network"})
     assert is_avatar(tmp_path)
-    back, clip, about = load_adapted(tmp_path)
-    assert about == {"light_model": "network"}
+    clip = load_adapted(tmp_path)
+    back = clip.avatar
+    assert clip.about == {"light_model": "network"}
     jax.tree.map(np.testing.assert_array_equal, back.params["lighting"], avatar.params["lighting"])
-    jax.tree.map(np.testing.assert_array_equal, clip.params["lighting"], fitted(avatar).params["lighting"])
+    jax.tree.map(np.testing.assert_array_equal, clip.params["lighting"], params["lighting"])
     np.testing.assert_allclose(back.params["mesh"]["basis"], avatar.params["mesh"]["basis"], atol=1e-7)
     np.testing.assert_array_equal(clip.frames.code, CODES)
-    np.testing.assert_allclose(clip.light, fitted(avatar).light)
+    np.testing.assert_allclose(clip.light, LIGHT)
     np.testing.assert_array_equal(back.topology.faces, avatar.topology.faces)
-    assert load_avatar(tmp_path).sha256 == back.sha256
+    assert load_avatar(tmp_path).sha256 == back.sha256 == avatar.sha256
+    assert load_head(tmp_path / AVATAR).source == str(tmp_path)
+
+
+def test_a_file_without_light_in_the_clip_s_code_or_without_a_sha256_is_read(tmp_path):
+    """Of later and of earlier facejax."""
+    avatar = toy_avatar()
+    frames = frame(CODES[0]).replace(code=CODES)
+    save_adapted(tmp_path, avatar, params=avatar.params, code=(), frames=frames, light=LIGHT, about={})
+    np.testing.assert_array_equal(load_adapted(tmp_path).light, LIGHT)
+    with np.load(tmp_path / AVATAR) as file:
+        arrays = dict(file)
+    facts = json.loads(str(arrays.pop("facts")))
+    del facts["sha256"]
+    np.savez(tmp_path / AVATAR, facts=np.array(json.dumps(facts)), **arrays)
+    back = load_avatar(tmp_path)
+    assert len(back.sha256) == 64
+    assert back.sha256 != avatar.sha256  # of its arrays, where the toy's is made up
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 not a whole archive", None])
 def test_a_damaged_avatar_is_refused(tmp_path, damage):
     avatar = toy_avatar()
-    save_adapted(tmp_path, avatar, fitted(avatar), {})
+    save(tmp_path, avatar)
     path = tmp_path / AVATAR
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if damage is None else damage)
     with pytest.raises(InputError, match="is not a whole avatar"):

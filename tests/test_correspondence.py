@@ -35,7 +35,7 @@ def clip(assets):
 @pytest.fixture(scope="module")
 def facekit(assets, tmp_path_factory):
     """(shapes, skin triangles, iBUG vertices, eyeballs) of ICT-FaceKit in its full numbering."""
-    from facejax.data.ict import convert_facekit, facekit_head
+    from facejax.data.heads.ict_facekit import convert_facekit, facekit_head
 
     folder = tmp_path_factory.mktemp("ict")
     with tarfile.open(assets / "ict-facekit" / "FaceXModel.tar.xz") as archive:

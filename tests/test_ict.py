@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from facejax.data import assets as installed
-from facejax.data import ict, model_file
-from facejax.data.load import load_model
+from facejax.data.heads import ict_facekit as ict
+from facejax.data.heads import load_model, model_file
 from facejax.geometry.errors import InputError
 from facejax.geometry.meshes import vertex_normals
 from facejax.models.morphable import REGIONS

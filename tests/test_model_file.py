@@ -8,8 +8,7 @@ import pickle
 import numpy as np
 import pytest
 
-from facejax.data import model_file
-from facejax.data.load import load_model
+from facejax.data.heads import load_model, model_file
 from facejax.geometry.errors import InputError
 from facejax.models.morphable import REGIONS
 

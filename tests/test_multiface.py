@@ -556,7 +556,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: _replace(f / "tracked_mesh" / SEGMENT / f"{FRAME}.obj", "v 0 0 0\nvt 0 0\nf 1/1 2/1 3/1"), "corners",
     ),
     "obj without uv": (
-        lambda f: _replace(f / "tracked_mesh" / SEGMENT / f"{FRAME}.obj", "v 0 0 0\nf 1 1 1\n"), "line 2, is no vertex",
+        lambda f: _replace(f / "tracked_mesh" / SEGMENT / f"{FRAME}.obj", "v 0 0 0\nf 1 1 1\n"), "no texture coord",
     ),
     "no statistics": (lambda f: (f / "tex_var.txt").unlink(), "lacks tex_var.txt"),
     "odd statistics": (lambda f: _replace(f / "vert_var.txt", "-1"), "must be positive"),

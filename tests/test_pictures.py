@@ -34,9 +34,15 @@ def but(result, **changes):
     return copy
 
 
+def seen_by(result, k, size):
+    """With another camera in all frames."""
+    k, size, n = np.asarray(k, np.float32), np.array(size, np.int32), len(result)
+    every = {"frame_intrinsics": np.tile(k, (n, 1, 1)), "frame_size": np.tile(size, (n, 1))}
+    return but(result, intrinsics=k, image_size=size, **every)
+
+
 def shrink(result, scale=0.2):
-    k = result.intrinsics * np.array([[scale], [scale], [1]], np.float32)
-    return but(result, intrinsics=k, image_size=np.array(SIZE[::-1], np.int32))
+    return seen_by(result, result.intrinsics * np.array([[scale], [scale], [1]], np.float32), SIZE[::-1])
 
 
 def pick(result, frames):
@@ -45,7 +51,8 @@ def pick(result, frames):
         for f in dataclasses.fields(result)
         if getattr(f.type, "dim_str", "").split()[:1] == ["f"]
     }
-    return but(result, **cut)
+    codes = {name: a[frames] if name.startswith("code.frame") else a for name, a in result.codes.items()}
+    return but(result, **cut, codes=codes)
 
 
 @pytest.fixture(scope="module")
@@ -80,11 +87,7 @@ def test_the_window_holds_the_head_and_is_the_whole_image_when_the_head_is_large
     near = but(result, translation=result.translation * np.float32(0.5))
     assert face_window(near) == Window(left=0, top=0, width=128, height=96, size=(96, 128))
     assert face_window(result, whole=True).width == 128
-    far = but(
-        result,
-        intrinsics=np.array([[900, 0, 3900], [0, 900, 1000], [0, 0, 1]], np.float32),
-        image_size=np.array([7680, 4320], np.int32),
-    )
+    far = seen_by(result, [[900, 0, 3900], [0, 900, 1000], [0, 0, 1]], [7680, 4320])
     window = face_window(far, max_height=200)
     assert window.width < 1000
     assert 3900 - 1000 < window.left < 3900

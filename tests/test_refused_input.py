@@ -224,7 +224,7 @@ def test_a_full_disk(stage, place, capsys, monkeypatch):
     """Whatever is being written when the disk is full, the folder does not appear."""
     result = toy_result(N_FRAMES, image_size=SIZE)
     monkeypatch.setattr(track_module, "fit_sequence", lambda *args, **options: result)
-    monkeypatch.setattr(track_module, "load_model", lambda name: result.head)
+    monkeypatch.setattr(track_module, "resolve_head", lambda name: result.head)
     nothing = dict.fromkeys(("inner_face", "lips", "lip_gap", "lid_opening"), 1.0)
     controls = {f"{name}_dead_face": 1.0 for name in nothing}
     reached = {"landmarks": nothing | controls, "correlation": nothing | controls}

@@ -3,13 +3,16 @@
 import dataclasses
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from toy_avatar import GROUPS, toy_avatar
 from toy_head import toy_result
 
 from facejax import cli
+from facejax.apps.avatar import AvatarView
 from facejax.apps.relight import (
     RelightConfig,
     Relighting,
@@ -29,10 +32,11 @@ from facejax.apps.relight import (
     turned_light,
 )
 from facejax.data.environments import save_environment
+from facejax.data.results import TrackResult, assemble
 from facejax.data.video import open_video
 from facejax.geometry.errors import InputError
-from facejax.geometry.records import Camera
-from facejax.renderers.lights import Environment, NearLights, radiance_towards
+from facejax.geometry.records import Camera, Pose
+from facejax.renderers.lights import Environment, NearLights, radiance_towards, sphere_directions
 
 EVEN = jnp.zeros((1, 3)).at[0].set(np.sqrt(4 * np.pi))
 SMALL = RelightConfig(size=64)
@@ -409,3 +413,53 @@ def test_lights_that_no_renderer_can_use(result):
         relight(result, Environment(radiance=jnp.ones((4, 9, 3))), SMALL)
     with pytest.raises(InputError, match="at least 32"):
         relight(result, EVEN, RelightConfig(size=8))
+
+
+# --- avatars ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def avatar_clip():
+    """Two frames of an avatar that says where the lights of its capture were, as `fit_sequence` returns them."""
+    directions = np.asarray(sphere_directions(24), np.float32)
+    avatar = dataclasses.replace(toy_avatar(), light_directions=directions, light_group=np.arange(24) % GROUPS)
+    clip, frame = avatar.init_code()
+    n = 2
+    straight = jax.vmap(lambda z: Pose(jnp.diag(jnp.array([1.0, -1.0, -1.0])), jnp.array([0.0, 0.0, 0.6]) + 0 * z))
+    return assemble(
+        avatar,
+        params=avatar.params,
+        code=clip,
+        frames=frame.replace(code=jnp.ones((n, *frame.code.shape))),
+        poses=straight(jnp.zeros(n)),
+        light=jnp.ones((n, *clip.light.shape)),
+        light_model="network",
+        camera=Camera(focal=jnp.array([900.0, 900.0]), principal_point=jnp.array([320.0, 240.0])),
+        image_size=(640, 480),
+        time=np.arange(n) / 25,
+        frame_ids=np.arange(n),
+        landmarks_target=np.full((n, 478, 2), np.nan, np.float32),
+        valid=np.ones(n, bool),
+        status=np.zeros(n, int),
+        status_names=("ok",),
+    )
+
+
+def test_an_avatar_is_relit_as_itself_from_memory_and_from_its_folder(avatar_clip, tmp_path):
+    plan = plan_shots(avatar_clip, SMALL)
+    shot = plan.shots[1]
+    view = AvatarView(avatar_clip)
+    want = view.draw(1, shot.pose, shot.camera, plan.size, view.code_of(EVEN, shot.pose))
+    for result in (avatar_clip, saved_and_loaded(avatar_clip, tmp_path)):
+        drawn = list(relight(result, EVEN, SMALL))[1]
+        np.testing.assert_allclose(drawn[..., 3], want[..., 3], atol=1e-3)
+        factor = Relighting(result, EVEN, SMALL, plan).factor
+        np.testing.assert_allclose(drawn[..., :3], factor * want[..., :3], rtol=1e-2, atol=1e-3)
+        assert want[..., :3].max() > 0
+    with pytest.raises(InputError, match="no surface to trace paths on"):
+        relight(avatar_clip, EVEN, dataclasses.replace(SMALL, path_traced=True))
+
+
+def saved_and_loaded(result, folder):
+    result.save(folder)
+    return TrackResult.load(folder)

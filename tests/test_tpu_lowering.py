@@ -19,7 +19,7 @@ import toy_recipe
 
 import facejax
 import facejax.renderers
-from facejax.data.load import load_model
+from facejax.data.heads import load_model
 from facejax.fitting.solve import minimise
 from facejax.geometry.meshes import Topology, edge_neighbours
 from facejax.geometry.records import Camera, Face, Pose, Record

@@ -232,7 +232,8 @@ def _perfect(head: MorphableHead, truth: Truth, spec: TruthSpec) -> TrackResult:
     light = jnp.tile(subject.init_light(), (f, 1, 1)).at[:, 2].set(0.5).at[:, 1].set(-0.7)
     return assemble(
         subject,
-        shared=shared,
+        params=subject.params,
+        code=shared,
         frames=expression,
         poses=jax.vmap(lambda r, t: Pose(rotation=r, translation=t))(truth.rotation, truth.translation),
         light=light,

@@ -118,7 +118,8 @@ def toy_result(n_frames=5, seed=0, **changes) -> TrackResult:
     head = toy_head()
     shared, frames, poses, camera = toy_codes(head, n_frames, seed)
     fields = {
-        "shared": shared,
+        "params": head.params,
+        "code": shared,
         "frames": frames,
         "poses": poses,
         "light": np.tile(np.asarray(head.init_light()), (n_frames, 1, 1)),

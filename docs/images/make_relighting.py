@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from facejax.apps.relight import RelightConfig, Relighting, composed, mirror_ball, plan_shots
-from facejax.data.load import load_model
+from facejax.data.heads import load_model
 from facejax.data.results import TrackResult, assemble
 from facejax.geometry.records import Camera, Pose
 from facejax.renderers.lights import Environment, environment_directions
@@ -47,7 +47,8 @@ def standing_head() -> TrackResult:
     one = jax.tree_util.tree_map(lambda x: x[None], (frame, pose))
     return assemble(
         head,
-        shared=shared,
+        params=head.params,
+        code=shared,
         frames=one[0],
         poses=one[1],
         light=np.asarray(head.init_light())[None],

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image as Picture
 from PIL import ImageDraw
 
-from facejax.data.load import load_model
+from facejax.data.heads import load_model
 from facejax.geometry.colour import linear_to_srgb
 from facejax.geometry.records import Camera, Image, Pose
 from facejax.geometry.rotations import rotvec_to_matrix

@@ -21,10 +21,9 @@ from facejax.apps.pictures import (
     window_camera,
     write_png,
 )
-from facejax.data.avatars import AVATAR, load_adapted, save_adapted
-from facejax.data.results import Fitted, TrackResult
+from facejax.data.heads.avatar import AVATAR
+from facejax.data.results import TrackResult
 from facejax.data.video import Video, write_video
-from facejax.fitting.config import FitConfig
 from facejax.geometry.colour import linear_to_srgb, linear_to_srgb_bytes, luminance, srgb_to_linear
 from facejax.geometry.errors import InputError
 from facejax.geometry.records import Camera, Image, Pose, PyTree
@@ -45,16 +44,20 @@ _FITS_PERCENT = 5.5  # lip error above which the avatar is said not to fit: its 
 class AvatarView:
     """An avatar with the codes and lights of a clip: draws any frame from anywhere."""
 
-    avatar: Avatar
-    fitted: Fitted
-    config: FitConfig
-    """How it was fitted: only the light model counts."""
+    result: TrackResult
+    """Of an avatar."""
 
-    @classmethod
-    def open(cls, folder: Path | str) -> "AvatarView":
-        """The avatar of a result folder; `InputError` where there is none."""
-        avatar, fitted, about = load_adapted(folder)
-        return cls(avatar, fitted, FitConfig(light_model=about.get("light_model", "network")))
+    @functools.cached_property
+    def avatar(self) -> Avatar:
+        """As it was trained, at the result's scale."""
+        head = self.result.load_head()
+        assert isinstance(head, Avatar)
+        return head
+
+    @functools.cached_property
+    def light(self) -> Float[Array, "f g 3"]:
+        """The whole lighting code of each frame: the clip's, and what the frame adds."""
+        return sum(jax.tree_util.tree_leaves(self.result.identity_code()), jnp.asarray(self.result.light_code))
 
     def mean_albedo(self) -> float:
         """Mean luminance of the face under the full light: what an exposure meter takes for its albedo."""
@@ -82,7 +85,7 @@ class AvatarView:
         rows = int(group.max()) + 1
         code = np.zeros((rows, 3), np.float32)
         np.add.at(code, group, power)
-        return code / (weight * np.bincount(group, minlength=rows)[:, None])
+        return code / (weight * np.bincount(group, minlength=rows)[:, None]).astype(np.float32)
 
     def draw(
         self, frame: int, pose: Pose, camera: Camera, size: tuple[int, int], code: Any = None
@@ -92,13 +95,12 @@ class AvatarView:
         code: of the light; None is the clip's own, under which the lighting network is the adapted one. Under others it
         is as it was trained: what adaptation learnt holds for the clip alone.
         """
-        draw = _drawer(
-            make_scene(self.avatar, size, light_model=self.config.light_model if code is None else "network")
-        )
-        codes = jax.tree_util.tree_map(lambda x: x[frame], self.fitted.frames)
-        light = self.fitted.light[frame] if code is None else code
-        params = self.fitted.params if code is None else self.avatar.params
-        image = draw(params, self.fitted.shared, codes, jnp.asarray(light, jnp.float32), pose, camera)
+        model = self.result.light_model if code is None else "network"
+        draw = _drawer(make_scene(self.avatar, size, light_model=model))
+        frames = jax.tree_util.tree_map(lambda x: x[frame], self.result.frame_codes())
+        light = self.light[frame] if code is None else jnp.asarray(code, jnp.float32)
+        params = self.result.load_params() if code is None else self.avatar.params
+        image = draw(params, self.result.identity_code(), frames, light, pose, camera)
         return np.concatenate([image.colour, np.asarray(image.coverage)[..., None]], axis=-1, dtype=np.float32)
 
 
@@ -161,8 +163,7 @@ def how_it_fits(lips_percent: float | None) -> str:
 
 
 def write_avatar(folder: Path, view: AvatarView, result: TrackResult, video: Video, progress: Progress) -> None:
-    """Write `AVATAR_FILES`: the adapted avatar, a video of it beside the input, and a sheet of four frames."""
-    save_adapted(folder, view.avatar, view.fitted, {"light_model": view.config.light_model})
+    """Write a video of the avatar beside the input, and a sheet of four frames."""
     window = face_window(result, max_height=384)
     camera, kept = window_camera(result, window), {}
     picks = set(preview_frames(result, 4).tolist())

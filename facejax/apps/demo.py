@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from facejax.apps.track import Progress, Row, track
+from facejax.data.heads import load_morphable
 from facejax.data.landmarks import BLENDSHAPE_NAMES, Landmarks, landmark_confidence, save_landmarks
-from facejax.data.load import load_model
 from facejax.data.results import TrackResult
 from facejax.data.video import write_video
 from facejax.evaluation.tracking import evaluate_truth
@@ -52,7 +52,7 @@ def demo(
     against the truth stand beside what the mean head, or a face that does not move, would score.
     """
     report = progress or (lambda stage, done, total: None)
-    head = head or load_model("generic")
+    head = head or load_morphable("generic")
     truth, subject = make_truth(head, spec)
     light = make_light()
     with tempfile.TemporaryDirectory(prefix="facejax-demo-") as scratch:

@@ -122,15 +122,18 @@ def _compiled(topology: Topology, size: tuple[int, int]) -> Callable[..., Array]
 
 
 def _drawn(
-    result: TrackResult, draw: Callable[..., Array], camera: Camera, frames: Sequence[int] | np.ndarray
+    result: TrackResult, draw: Callable[..., Array], window: Window, frames: Sequence[int] | np.ndarray
 ) -> Iterator[Layers | None]:
-    """The head of each of `frames` in `camera`; None where tracking failed."""
+    """The head of each of `frames` in a window of the image; None where tracking failed."""
     before: list[Array | None] = []  # JAX draws a frame while the one before it is painted and encoded
     for start in range(0, len(frames), _CHUNK):
         ids = np.asarray(frames[start : start + _CHUNK])
-        for k, v in zip(ids, result.head_vertices_at(ids), strict=True):
-            good = result.valid[k] and np.isfinite(v).all()
-            before.append(draw(v, result.light[k], result.rotation[k], result.translation[k], camera) if good else None)
+        for k, v in zip(ids.tolist(), result.head_vertices_at(ids), strict=True):
+            if result.valid[k] and np.isfinite(v).all():
+                camera = window_camera(result, window, k)
+                before.append(draw(v, result.light[k], result.rotation[k], result.translation[k], camera))
+            else:
+                before.append(None)
             if len(before) > 1:
                 yield _layers(before.pop(0))
     yield from map(_layers, before)
@@ -146,16 +149,18 @@ def _layers(drawn: Array | None) -> Layers | None:
 def face_window(result: TrackResult, *, max_height: int = 512, whole: bool = False) -> Window:
     """The part of the image that holds the head in every valid frame, with a margin; all of it if that is over a half.
 
+    Where frames differ in size, the image is what all of them have.
+
     The picture's sides are even, as video encoders want them, its height at most `max_height` and its width at most
     twice that. whole: the whole image in any case.
     """
-    width, height = (int(n) for n in result.image_size)
+    width, height = (int(n) for n in (result.frame_size.min(axis=0) if len(result) else result.image_size))
     left, top, right, bottom = 0, 0, width, height
     good = np.flatnonzero(result.valid & np.isfinite(result.translation).all(axis=-1))
     if len(good) and not whole:
         some = result.neutral[:: max(1, len(result.neutral) // 500)]
         x = some @ np.swapaxes(result.rotation[good], 1, 2) + result.translation[good, None]
-        xy = x[..., :2] / np.maximum(x[..., 2:], 1e-3) * result.intrinsics[[0, 1], [0, 1]] + result.intrinsics[:2, 2]
+        xy = _on_image(x, result.frame_intrinsics[good])
         low, high = xy.min(axis=(0, 1)), xy.max(axis=(0, 1))
         margin = 0.1 * float((high - low).max())
         l, t = np.clip(np.floor(low - margin), 0, [width, height]).astype(int)
@@ -178,9 +183,16 @@ def crop_window(frame: Rgb, window: Window) -> Rgb:
     return np.array(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS, box=box))
 
 
-def window_camera(result: TrackResult, window: Window) -> Camera:
+def _on_image(points: Float[np.ndarray, "*f v 3"], k: Float[np.ndarray, "*f 3 3"]) -> Float[np.ndarray, "*f v 2"]:
+    """Pixels of points in the camera frame, by the intrinsics of each frame."""
+    focal = np.stack([k[..., 0, 0], k[..., 1, 1]], axis=-1)[..., None, :]
+    return points[..., :2] / np.maximum(points[..., 2:], 1e-3) * focal + k[..., None, :2, 2]
+
+
+def window_camera(result: TrackResult, window: Window, frame: int = 0) -> Camera:
+    """A frame's camera for the part of its image that a window shows."""
     crop = jnp.array([window.left, window.top, window.width, window.height], dtype=jnp.float32)
-    return crop_camera(result.camera, crop, window.size)
+    return crop_camera(result.camera_at(frame), crop, window.size)
 
 
 def write_png(path: Path, picture: np.ndarray) -> None:
@@ -257,7 +269,7 @@ def _row(
     result: TrackResult, k: int, frame: Rgb, layers: Layers | None, window: Window, panels: Sequence[str], note: str
 ) -> Rgb:
     """Labelled panels side by side of one whole input frame; `note` stands on the first."""
-    _check_frame(frame, result)
+    _check_frame(frame, result.frame_size[k])
     part = crop_window(frame, window)
     shown = [_panel(name, part, layers, result.landmarks[k], window) for name in panels]
     notes = [note, *[""] * len(panels)]
@@ -276,8 +288,8 @@ def _check_panels(panels: Sequence[str]) -> None:
         raise InputError(f"Unknown panel {unknown[0] if unknown else ''!r}: choose from {', '.join(PANELS)}.")
 
 
-def _check_frame(frame: np.ndarray, result: TrackResult) -> None:
-    width, height = (int(n) for n in result.image_size)
+def _check_frame(frame: np.ndarray, size: Int[np.ndarray, "2"]) -> None:
+    width, height = (int(n) for n in size)
     if frame.shape != (height, width, 3) or frame.dtype != np.uint8:
         raise InputError(
             f"Expected frames of {width} x {height} pixels, 8-bit RGB, got {frame.dtype} {frame.shape}: "
@@ -306,14 +318,14 @@ def overlay_video(
     """
     _check_panels(panels)
     window = window or face_window(result)
-    draw, camera = _make_draw(result, window.size), window_camera(result, window)
+    draw = _make_draw(result, window.size)
     step = result.frame_seconds
     if audio_from is not None and audio_range is None:
         audio_range = (float(result.time[0]), float(result.time[-1]) + step)
 
     def rows() -> Iterator[Rgb]:
         count = 0
-        drawn = _drawn(result, draw, camera, range(len(result)))
+        drawn = _drawn(result, draw, window, range(len(result)))
         for k, (frame, layers) in enumerate(zip(frames, drawn, strict=False)):
             yield _row(result, k, frame, layers, window, panels, _caption(result, k, layers))
             count += 1
@@ -352,9 +364,8 @@ def preview_png(
     from PIL import Image
 
     window = window or face_window(result, max_height=360)
-    draw, camera = _make_draw(result, window.size), window_camera(result, window)
     rows = []
-    drawn = _drawn(result, draw, camera, picks)
+    drawn = _drawn(result, _make_draw(result, window.size), window, picks)
     for k, frame, layers in zip(picks.tolist(), frames, drawn, strict=True):
         caption = _caption(result, k, layers) or f"{result.time[k]:.2f} s"
         rows.append(_row(result, k, frame, layers, window, PANELS, caption))
@@ -432,14 +443,16 @@ def write_renders(folder: Path | str, result: TrackResult, *, progress: Progress
 
 def render_frames(result: TrackResult) -> Iterator[UInt8[np.ndarray, "h w 4"]]:
     """The pictures of `write_renders`, one by one."""
-    width, height = (int(n) for n in result.image_size)
-    tile = (min(height, _TILE), min(width, _TILE))
+    largest = result.frame_size.max(axis=0, initial=1)
+    tile = (min(int(largest[1]), _TILE), min(int(largest[0]), _TILE))
     margin = 2  # pixels drawn around a tile, for silhouettes that cross its border
     drawn_size = (tile[0] + 2 * margin, tile[1] + 2 * margin)
-    draw, whole = _make_draw(result, drawn_size), result.camera
+    draw = _make_draw(result, drawn_size)
     for start in range(0, len(result), _CHUNK):
         vertices = result.head_vertices_at(slice(start, start + _CHUNK))
         for k, v in enumerate(vertices, start):
+            width, height = (int(n) for n in result.frame_size[k])
+            whole = result.camera_at(k)
             picture = np.zeros((height, width, 4), dtype=np.uint8)
             if result.valid[k] and np.isfinite(v).all():
                 for top, left in _tiles_with_head(result, k, v, tile):
@@ -459,9 +472,8 @@ def _tiles_with_head(
     result: TrackResult, k: int, vertices: Float[np.ndarray, "v 3"], tile: tuple[int, int]
 ) -> Iterator[tuple[int, int]]:
     """(top, left) of the tiles of the image that the head's box in frame `k` touches."""
-    width, height = (int(n) for n in result.image_size)
-    x = vertices @ result.rotation[k].T + result.translation[k]
-    xy = x[:, :2] / np.maximum(x[:, 2:], 1e-3) * result.intrinsics[[0, 1], [0, 1]] + result.intrinsics[:2, 2]
+    width, height = (int(n) for n in result.frame_size[k])
+    xy = _on_image(vertices @ result.rotation[k].T + result.translation[k], result.frame_intrinsics[k])
     low, high = xy.min(axis=0) - 2, xy.max(axis=0) + 2
     for top in range(0, height, tile[0]):
         for left in range(0, width, tile[1]):

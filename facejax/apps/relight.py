@@ -22,13 +22,11 @@ from jaxtyping import Array, Float, Float32, UInt8
 
 import facejax
 from facejax.apps.avatar import AvatarView
-from facejax.apps.pictures import Window, face_window, write_png
-from facejax.data.avatars import AVATAR
+from facejax.apps.pictures import Window, face_window, window_camera, write_png
 from facejax.data.environments import load_environment, load_sh
 from facejax.data.files import atomic_folder, atomic_write, terminate_as_interrupt
 from facejax.data.results import TrackResult
 from facejax.data.video import write_video
-from facejax.geometry.cameras import crop_camera
 from facejax.geometry.colour import linear_to_srgb_bytes, luminance, srgb_to_linear
 from facejax.geometry.errors import InputError
 from facejax.geometry.meshes import Topology
@@ -89,6 +87,7 @@ class Shot:
     frame: int
     """Of the result."""
     pose: Pose
+    camera: Camera
     turn: float
     """Degrees by which the light is turned."""
 
@@ -99,6 +98,7 @@ class Plan:
 
     shots: tuple[Shot, ...]
     camera: Camera
+    """Of the first picture."""
     size: tuple[int, int]
     """(height, width)."""
     fps: float
@@ -124,10 +124,10 @@ def plan_shots(result: TrackResult, config: RelightConfig) -> Plan:
     if config.view == "camera":
         window = face_window(result, max_height=config.size)
         window = dataclasses.replace(window, size=_even(float(config.size), config.size * window.width / window.height))
-        crop = jnp.array([window.left, window.top, window.width, window.height], dtype=jnp.float32)
+        cameras = [window_camera(result, window, k) for k in ids]
         return Plan(
-            shots=tuple(Shot(frame=k, pose=result.pose(k), turn=turn[i]) for i, k in enumerate(ids)),
-            camera=crop_camera(result.camera, crop, window.size),
+            shots=tuple(Shot(frame=k, pose=result.pose(k), camera=cameras[i], turn=turn[i]) for i, k in enumerate(ids)),
+            camera=cameras[0],
             size=window.size,
             fps=fps,
             window=window,
@@ -138,6 +138,8 @@ def plan_shots(result: TrackResult, config: RelightConfig) -> Plan:
     turns = max(1, round(count / _turn_frames(fps)))
     there_and_back = [*ids, *ids[-2:0:-1]]
     middle, radius = _bounds(result.neutral)
+    focal = 0.43 * size[0] * _TURNTABLE_DISTANCE / radius
+    camera = Camera(focal=jnp.full(2, focal), principal_point=jnp.array([size[1] / 2, size[0] / 2]))
     shots = []
     for i in range(count):
         upright = jnp.diag(jnp.array([1.0, -1.0, -1.0]))
@@ -145,9 +147,7 @@ def plan_shots(result: TrackResult, config: RelightConfig) -> Plan:
         rotation = jnp.matmul(upright, yaw, precision=jax.lax.Precision.HIGHEST)
         away = jnp.array([0.0, 0.0, _TURNTABLE_DISTANCE]) - rotation @ jnp.asarray(middle)
         k = there_and_back[i % len(there_and_back)]
-        shots.append(Shot(frame=k, pose=Pose(rotation=rotation, translation=away), turn=turn[i]))
-    focal = 0.43 * size[0] * _TURNTABLE_DISTANCE / radius
-    camera = Camera(focal=jnp.full(2, focal), principal_point=jnp.array([size[1] / 2, size[0] / 2]))
+        shots.append(Shot(frame=k, pose=Pose(rotation=rotation, translation=away), camera=camera, turn=turn[i]))
     pivot = np.array([0, 0, _TURNTABLE_DISTANCE], np.float32)
     return Plan(shots=tuple(shots), camera=camera, size=size, fps=fps, window=None, pivot=pivot)
 
@@ -280,13 +280,17 @@ def _best_view(result: TrackResult, chart: Chart, count: int = 8) -> np.ndarray:
         return np.ones(len(chart.texels), np.float32)
     picks = good[np.unique(np.linspace(0, len(good) - 1, count).round().astype(int))]
     window = face_window(result, max_height=256)
-    crop = jnp.array([window.left, window.top, window.width, window.height], dtype=jnp.float32)
-    camera = crop_camera(result.camera, crop, window.size)
     triangles, weights = jnp.asarray(chart.triangles), jnp.asarray(chart.weights)
     look = _look(result.topology, window.size)
     views = (
-        look(jnp.asarray(result.head_vertices_at(int(k))), result.pose(int(k)), camera, triangles, weights)
-        for k in picks
+        look(
+            jnp.asarray(result.head_vertices_at(k)),
+            result.pose(k),
+            window_camera(result, window, k),
+            triangles,
+            weights,
+        )
+        for k in picks.tolist()
     )
     return functools.reduce(np.maximum, map(np.asarray, views))
 
@@ -366,8 +370,8 @@ def inside_mesh(
 # -- rendering --------------------------------------------------------------------------------------------------------
 
 
-Draw = Callable[[Array, Light, Pose], Array]
-"""(vertices in the head frame, light, pose) -> (h, w, 4): premultiplied radiance, and coverage."""
+Draw = Callable[[Array, Light, Pose, Camera], Array]
+"""(vertices in the head frame, light, pose, camera) -> (h, w, 4): premultiplied radiance, and coverage."""
 
 
 def _stacked(image: Image) -> Array:
@@ -387,8 +391,7 @@ def _compiled(topology: Topology, size: tuple[int, int]) -> Callable[..., Array]
 
 def _shadowed_draw(topology: Topology, appearance: dict[str, Array], plan: Plan) -> Draw:
     """Rasterised, with cast shadows, found anew in every picture: older ones would flicker as lips move."""
-    draw = _compiled(topology, plan.size)
-    return lambda vertices, light, pose: draw(appearance, vertices, light, pose, plan.camera)
+    return functools.partial(_compiled(topology, plan.size), appearance)
 
 
 def _traced_draw(topology: Topology, appearance: dict[str, Array], plan: Plan, samples: int) -> Draw:
@@ -404,13 +407,13 @@ def _traced_draw(topology: Topology, appearance: dict[str, Array], plan: Plan, s
     def draw(appearance: dict[str, Array], vertices: Array, light: Light, pose: Pose, camera: Camera) -> Array:
         return _stacked(render(Face(vertices=vertices, **appearance), light, pose, camera))
 
-    return lambda vertices, light, pose: draw(appearance, vertices, light, pose, plan.camera)
+    return functools.partial(draw, appearance)
 
 
 class Relighting:
     """A tracked head under one light, metered: makes the picture of any shot of a plan.
 
-    fill: light that is added to it and does not turn. avatar: draws the head in place of the tracked surface.
+    An avatar is drawn as itself, any other head as the tracked surface. fill: light that is added and does not turn.
     """
 
     def __init__(
@@ -421,11 +424,10 @@ class Relighting:
         plan: Plan,
         *,
         fill: Light | None = None,
-        avatar: AvatarView | None = None,
     ) -> None:
         check_light(light)
         self.light, self.plan, self._result, self._fill = light, plan, result, fill
-        self._avatar = avatar
+        self._avatar = avatar = AvatarView(result) if result.is_avatar else None
         if avatar is None:
             appearance = relightable(result)
             self._draw = (
@@ -460,10 +462,11 @@ class Relighting:
         if self._avatar is not None:
             code = self._avatar.code_of(self.light_of(shot), shot.pose)
             code = code if self._fill is None else code + self._avatar.code_of(self._fill, shot.pose)
-            return self._avatar.draw(shot.frame, shot.pose, self.plan.camera, self.plan.size, code)
-        drawn = np.array(self._draw(jnp.asarray(vertices), self.light_of(shot), shot.pose), dtype=np.float32)
+            return self._avatar.draw(shot.frame, shot.pose, shot.camera, self.plan.size, code)
+        seen = (shot.pose, shot.camera)
+        drawn = np.array(self._draw(jnp.asarray(vertices), self.light_of(shot), *seen), dtype=np.float32)
         if self._fill is not None:
-            drawn[..., :3] += self._draw(jnp.asarray(vertices), self._fill, shot.pose)[..., :3]
+            drawn[..., :3] += self._draw(jnp.asarray(vertices), self._fill, *seen)[..., :3]
         return drawn
 
 
@@ -622,8 +625,7 @@ def relight_folder(
         fill = dim_room(light, plan.pivot)
     with terminate_as_interrupt(), atomic_folder(out, RELIT_FILES) as target:
         report("light", 0, 1)
-        avatar = AvatarView.open(folder) if (Path(folder) / AVATAR).is_file() else None
-        relighting = Relighting(result, light, config, plan, fill=fill, avatar=avatar)
+        relighting = Relighting(result, light, config, plan, fill=fill)
         report("light", 1, 1)
         kept: list[tuple[Shot, np.ndarray]] = []
         began = time.perf_counter()
@@ -635,7 +637,7 @@ def relight_folder(
                 picture = relighting.picture(shot)
                 if behind is None or behind[0] != shot.turn:
                     lit = relighting.light_of(shot)
-                    behind = (shot.turn, backdrop(lit, plan.camera, plan.size, relighting.factor))
+                    behind = (shot.turn, backdrop(lit, shot.camera, plan.size, relighting.factor))
                 if renders:
                     write_png(target / "renders" / f"{i:05d}.png", straight_rgba(picture))
                 shown = composed(picture, behind[1])

@@ -17,13 +17,13 @@ from facejax.apps.avatar import AVATAR_FILES, AvatarView, how_it_fits, picture_o
 from facejax.apps.pictures import overlay_video, preview_frames, preview_png, write_renders
 from facejax.data.files import atomic_folder, terminate_as_interrupt
 from facejax.data.gltf import write_glb
+from facejax.data.heads import resolve_head
 from facejax.data.landmarks import Landmarks, detect_landmarks, load_landmarks
 from facejax.data.results import RESULT_FILES, TrackResult, save_metrics
 from facejax.data.video import Video, load_masks, open_video
 from facejax.evaluation.tracking import evaluate_track
 from facejax.fitting import FitConfig, Stage, fit_sequence
 from facejax.fitting.checkpoint import Checkpoint, fingerprint
-from facejax.fitting.sequence import resolve_head
 from facejax.geometry.errors import InputError
 from facejax.models.avatar import Avatar
 from facejax.models.head import HeadModel
@@ -66,8 +66,8 @@ def track(
 
     Options are those of `fit_sequence`; model: a name, a path or a head; an avatar writes `AVATAR_FILES` too, and is
     lit by `light_model`, changing in the clip or not, see `FitConfig`. frames: (first, one past the last).
-    config: instead of preset and size. stages: instead of the head's plan. renders: write `renders/` too. extra: writes files of its own, named in
-    `extra_files`, into the folder, and returns more rows for the table and `metrics.json`.
+    config: instead of preset and size. stages: instead of the head's plan. renders: write `renders/` too. extra: writes
+    files of its own, named in `extra_files`, into the folder, and returns more rows for the table and `metrics.json`.
 
     Nothing appears at `out` before everything is there. Finished work is kept in the hidden folder
     `progress_folder(out)` until then; with `resume` an interrupted run goes on from it, else it is discarded.
@@ -108,8 +108,8 @@ def track(
         tell("measuring", 0, 1)
         seconds, compiling = clock.seconds(), clock.compilation()
         view = None
-        if avatar is not None and result.fitted is not None:
-            view = AvatarView(avatar, result.fitted, config)
+        if avatar is not None:
+            view = AvatarView(result)
         reached = evaluate_track(
             result,
             clip if view is None else None,

@@ -6,17 +6,17 @@ from facejax._lazy import lazy_names
 
 if TYPE_CHECKING:
     from facejax.data.assets import asset_path, list_assets
-    from facejax.data.avatars import load_avatar
     from facejax.data.captures import Capture, Entry, LightStage, View, head_to_camera, select
     from facejax.data.checkpoints import find_checkpoint, read_manifest, read_network
     from facejax.data.environments import load_environment, load_sh, resize_environment, save_environment
     from facejax.data.gltf import write_glb
     from facejax.data.goliath import LightPatterns, goliath_light_codes, read_light_patterns
+    from facejax.data.heads import load_avatar, load_head, load_model, resolve_head
+    from facejax.data.heads.model_file import read_head, save_head
     from facejax.data.landmarks import Landmarks, detect_landmarks, load_landmarks, save_landmarks
-    from facejax.data.load import load_model
-    from facejax.data.model_file import read_head, save_head
+    from facejax.data.meshes import read_mesh, write_mesh
     from facejax.data.multiface import Choice, Multiface, open_capture
-    from facejax.data.results import Fitted, TrackResult
+    from facejax.data.results import TrackResult
     from facejax.data.sources import RecordFolder, Source, write_records
     from facejax.data.video import Masks, Video, load_masks, open_video, write_video
 
@@ -24,7 +24,6 @@ __all__ = [
     "Capture",
     "Choice",
     "Entry",
-    "Fitted",
     "Landmarks",
     "LightPatterns",
     "LightStage",
@@ -43,6 +42,7 @@ __all__ = [
     "list_assets",
     "load_avatar",
     "load_environment",
+    "load_head",
     "load_landmarks",
     "load_masks",
     "load_model",
@@ -52,13 +52,16 @@ __all__ = [
     "read_head",
     "read_light_patterns",
     "read_manifest",
+    "read_mesh",
     "read_network",
     "resize_environment",
+    "resolve_head",
     "save_environment",
     "save_head",
     "save_landmarks",
     "select",
     "write_glb",
+    "write_mesh",
     "write_records",
     "write_video",
 ]

@@ -76,8 +76,8 @@ def home() -> Path:
 
 
 def _build_facekit(folder: Path, path: Path) -> None:
-    from facejax.data.ict import convert_facekit
-    from facejax.data.model_file import save_arrays
+    from facejax.data.heads.ict_facekit import convert_facekit
+    from facejax.data.heads.model_file import save_arrays
 
     save_arrays(path, convert_facekit(folder))
 

@@ -14,7 +14,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,15 @@ def unflatten(arrays: dict[str, np.ndarray]) -> PyTree:
             branch = branch.setdefault(parent, {})
         branch[name] = array
     return tree
+
+
+def arrays_sha256(arrays: Mapping[str, np.ndarray]) -> str:
+    """The sha256 of arrays by path: of their names and bytes, in the order of the names."""
+    total = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        total.update(name.encode())
+        total.update(np.ascontiguousarray(array).tobytes())
+    return total.hexdigest()
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ head: a similarity brings it near, curves of the head's own lid margins and lips
 Laplacian-regularised ICP pulls the rest to the skin. `refine_landmarks` then fits the head to detections of a real clip
 and moves the points by what stays constant over all its frames, smoothly over the face and the same on both sides.
 
-Needs scipy (extra `test`), as a developer's tool; users only read the tables. HEAD is what `load_model` takes; for
+Needs scipy (extra `test`), as a developer's tool; users only read the tables. HEAD is what `load_morphable` takes; for
 ICT-FaceKit give its `FaceXModel` folder, so that all 26,719 vertices keep their numbers.
 
     python -m facejax.data.correspondence HEAD --canonical canonical_face_model.obj \\
@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from facejax.data.meshes import read_mesh
 from facejax.geometry.arrays import open_npz, read_npz
 from facejax.geometry.errors import InputError
 from facejax.models import landmark_names as names
@@ -61,16 +62,10 @@ def load_table(name: str) -> LandmarkTable:
 
 def read_canonical(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """MediaPipe's `canonical_face_model.obj`: (468, 3) metres in the head frame, and (898, 3) triangles."""
-    vertices, faces = [], []
-    for line in Path(path).read_text().splitlines():
-        key, *rest = line.split() or [""]
-        if key == "v":
-            vertices.append([float(x) / 100 for x in rest[:3]])
-        elif key == "f":
-            faces.append([int(x.split("/")[0]) - 1 for x in rest])
-    if len(vertices) != 468 or any(len(f) != 3 for f in faces):
+    vertices, topology = read_mesh(path)
+    if len(vertices) != 468:
         raise InputError(f"{path} is not MediaPipe's canonical face mesh: expected 468 vertices, got {len(vertices)}.")
-    return np.array(vertices), np.array(faces)
+    return vertices.astype(float) / 100, topology.faces
 
 
 def similarity(source: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
@@ -616,10 +611,10 @@ def head_parts(head: MorphableHead) -> tuple[HeadShapes, np.ndarray, np.ndarray,
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command in the module's docstring."""
-    from facejax.data.load import load_model
+    from facejax.data.heads import load_morphable
 
     parser = argparse.ArgumentParser(description="Derive where MediaPipe's 478 landmarks lie on a head.")
-    parser.add_argument("head", help="what `load_model` takes: a name, a converted .npz, or a FaceXModel folder")
+    parser.add_argument("head", help="what `load_morphable` takes: a name, a converted .npz, or a FaceXModel folder")
     parser.add_argument("--canonical", required=True, help="MediaPipe's canonical_face_model.obj")
     parser.add_argument("--out", required=True, help="table to write, .npz")
     parser.add_argument(
@@ -627,7 +622,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--frames", type=int, default=40, help="how many frames of it, spread evenly")
     options = parser.parse_args(arguments)
-    head = load_model(options.head, None if options.head == "generic" else ("all",))
+    head = load_morphable(options.head, None if options.head == "generic" else ("all",))
     shapes, skin, vertices68, eyeballs = head_parts(head)
     canonical_vertices, canonical_faces = read_canonical(options.canonical)
     table = derive_landmarks(shapes.mean, skin, vertices68, canonical_vertices, canonical_faces, eyeballs)

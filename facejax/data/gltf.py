@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Float32, Int
 
 from facejax.data.baking import bake_albedo
 from facejax.data.files import atomic_write
-from facejax.data.results import TrackResult, eye_pivots
+from facejax.data.results import TrackResult
 from facejax.geometry.cameras import opencv_to_opengl
 from facejax.geometry.colour import linear_to_srgb_bytes
 from facejax.geometry.errors import InputError
@@ -126,7 +126,6 @@ def _bounds(array: np.ndarray) -> dict[str, list[float]]:
 def write_glb(
     path: Path | str,
     result: TrackResult,
-    head: MorphableHead | None = None,
     *,
     targets: Literal["all", "arkit"] = "all",
     texture_size: int = 1024,
@@ -139,17 +138,17 @@ def write_glb(
     `extras.targetNames`, with their weights per frame. The base colour is albedo times texture, baked to `texture_size`
     pixels a side (skin; half of it for the others).
 
-    targets: `arkit` keeps the 52 shapes that ARKit names, and drops the motion of others. head: the model the result
-    was made with; looked up if not given. A principal point off the image's centre cannot be said in glTF and is left
-    in the camera's `extras`. Raises `InputError`.
+    targets: `arkit` keeps the 52 shapes that ARKit names, and drops the motion of others. An avatar's shapes are its
+    decoder's mesh features. The camera is the first frame's: glTF has one that does not change. A principal point off
+    the image's centre cannot be said there and is left in the camera's `extras`. Raises `InputError`.
     """
     if len(result) == 0:
         raise InputError("A result without frames cannot be animated: track at least one frame.")
-    head = head or result.load_head()
+    head = result.morphable
     doc = _Document()
     meshes = {name: _mesh_triangles(result, parts) for name, parts in _MESHES.items()}
     meshes = {name: ids for name, ids in meshes.items() if len(ids)}
-    pivots = eye_pivots(head, result.identity)
+    pivots = np.asarray(result.load_head().eye_pivots(result.load_params(), result.identity_code()))
     normals = np.asarray(jax.jit(vertex_normals)(result.neutral, result.faces))
     time = doc.accessor(_times(result.time), bounds=True)
     samplers: list[dict[str, Any]] = []

@@ -7,7 +7,6 @@ what comes out is metres, linear radiance and pinhole cameras. The light is one 
 
 import dataclasses
 import functools
-import itertools
 import json
 import os
 import re
@@ -21,6 +20,7 @@ from jaxtyping import Float, Float32, Float64
 
 from facejax.data.captures import Capture, Entry, LightStage, View, head_to_camera
 from facejax.data.files import atomic_write
+from facejax.data.meshes import read_obj
 from facejax.data.pictures import open_picture
 from facejax.geometry.errors import InputError
 from facejax.geometry.meshes import Topology
@@ -212,30 +212,10 @@ def read_transform(path: Path) -> Float64[np.ndarray, "3 4"]:
 
 def read_topology(path: Path) -> Topology:
     """Triangles and texture coordinates of a tracked mesh's .obj; vertices in no triangle (1,565 of 7,306) stay."""
-    vertices, uv, faces, uv_faces = 0, [], [], []
-    for number, line in enumerate(_text(path).splitlines(), 1):
-        words = line.split()
-        try:
-            if words[:1] == ["v"]:
-                vertices += 1
-            elif words[:1] == ["vt"]:
-                uv.append((float(words[1]), float(words[2])))
-            elif words[:1] == ["f"]:
-                ids = [tuple(int(i) for i in word.split("/")[:2]) for word in words[1:]]
-                for b, c in itertools.pairwise(ids[1:]):  # a polygon as a fan
-                    faces.append((ids[0][0], b[0], c[0]))
-                    uv_faces.append((ids[0][1], b[1], c[1]))
-        except (ValueError, IndexError) as error:
-            raise InputError(
-                f"{path}, line {number}, is no vertex, texture coordinate or face with both: {line.strip()[:80]!r}."
-            ) from error
-    f, t = np.array(faces, np.int32) - 1, np.array(uv_faces, np.int32) - 1
-    if not len(f) or f.min() < 0 or t.min() < 0 or f.max() >= vertices or t.max() >= len(uv):
-        raise InputError(
-            f"{path} must have faces whose corners are among its {vertices} vertices and {len(uv)} texture "
-            "coordinates: it is cut short or another mesh, give one of the person's own with `topology`."
-        )
-    return Topology(faces=f, uv=np.array(uv, np.float32), uv_faces=t, n_vertices=vertices)
+    _, topology = read_obj(path)
+    if len(topology.uv) < 3:
+        raise InputError(f"{path} has no texture coordinates: give a mesh of the person's own with `topology`.")
+    return topology
 
 
 def read_picture(path: Path, what: str) -> Float32[np.ndarray, "h w 3"]:

@@ -1,6 +1,7 @@
 """The record of a tracked clip, and the folder it lives in: `track.npz` and `metrics.json`."""
 
 import dataclasses
+import functools
 import json
 import math
 import struct
@@ -16,15 +17,33 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 
+from facejax.data.codes import (
+    AT_ONCE,
+    CLIP_CODE,
+    FRAME_CODE,
+    decoded_vertices,
+    flatten_code,
+    take_frames,
+    unflatten_code,
+)
 from facejax.data.files import atomic_write
+from facejax.data.heads.avatar import AVATAR
+from facejax.data.meshes import write_mesh
 from facejax.geometry.arrays import open_npz
+from facejax.geometry.cameras import camera_matrix, project
 from facejax.geometry.errors import InputError
 from facejax.geometry.meshes import Topology
-from facejax.geometry.records import Camera, Face, Pose
+from facejax.geometry.records import Camera, Face, Pose, PyTree
+from facejax.models.avatar import Avatar
+from facejax.models.head import HeadModel
 from facejax.models.morphable import Expression, Identity, MorphableHead
 
-FORMAT_VERSION = 1
-"""Of `track.npz`; it grows when an older reader would misread the file."""
+FORMAT_VERSION = 2
+"""Of `track.npz`; it grows when an older reader would misread the file, or miss what it needs.
+
+1 had the morphable description alone; 2 adds the head's own codes (`code.clip...`, `code.frame...`), where the head was
+loaded from (`head_source`), the light in the rows of the head's own lighting (`light_code`, `light_model`), and a
+camera and size for each frame (`frame_intrinsics`, `frame_size`)."""
 
 RESULT_FILES = ("track.npz", "metrics.json", "overlay.mp4", "preview.png", "head.glb", "renders")
 """Names that a result folder holds, for `facejax.data.files.atomic_folder`: the first tells a folder as ours."""
@@ -35,37 +54,31 @@ MAX_FRAMES_WITH_VERTICES = 5000
 PART_NAMES = ("skin", "left_eye", "right_eye", "teeth", "gums", "eye_sockets")
 """What `TrackResult.parts` counts; left and right are the subject's."""
 
-_CHUNK = 64  # frames of vertices in memory at a time while they are derived
+_CHUNK = 64  # frames of vertices in memory at a time while they are written
 _MAP_BYTES = 1 << 24  # arrays above 16 MiB are mapped from the file, not read
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Fitted:
-    """A fit in the head's own terms: what `facejax.models.head.HeadModel.decode` takes."""
-
-    params: Any
-    shared: Any
-    frames: Any
-    """Codes with a leading axis of frames."""
-    light: Any
-    """Of each frame, (f, b, 3)."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class TrackResult:
     """A tracked clip as plain numpy arrays: what `track.npz` holds, under the same names.
 
+    The head's own codes are kept beside a description as a morphable head, which readers without facejax understand and
+    from which pictures and GLB files are made: for an avatar, the decoder's mesh features as expressions.
+
     Metres, radians, seconds. Head frame: +x to the subject's left, +y up, +z out of the face. Camera frame: OpenCV (+x
     right, +y down, +z forward). Letters: f frames, v vertices, t triangles, u texture coordinates, i identity modes,
-    k skin modes, e expressions, j joints, b light coefficients (bands squared), h and w texture size.
+    k skin modes, e expressions, j joints, b light coefficients (bands squared), r rows of the head's own lighting, h
+    and w texture size.
 
     `ValueError` where shapes or indices do not fit together.
     """
 
     model_name: str
-    """The head model's name, as `load_model` takes it."""
+    """The head model's name."""
     model_sha256: str
     """Of the model's data."""
+    head_source: str
+    """The name or absolute path that `load_head` loaded it from."""
     faces: Int32[np.ndarray, "t 3"]
     """Vertex ids of triangles, counter-clockwise seen from outside."""
     uv: Float32[np.ndarray, "u 2"]
@@ -109,10 +122,18 @@ class TrackResult:
     """Metres, camera frame."""
     light: Float32[np.ndarray, "f b 3"]
     """Spherical harmonics of the incoming radiance, camera frame; orthonormal, index l*l + l + m."""
+    light_code: Float32[np.ndarray, "f r 3"]
+    """Light as the head's own lighting takes it: the same harmonics, or a colour for each group of lights."""
+    light_model: str
+    """Which way of lighting that is, as `FitConfig.light_model` says it; empty for harmonics on a tracked surface."""
     intrinsics: Float32[np.ndarray, "3 3"]
-    """Camera matrix in pixels of the input video; the centre of the top-left pixel is (0.5, 0.5)."""
+    """Camera matrix of the first frame, in pixels of the input; the centre of the top-left pixel is (0.5, 0.5)."""
     image_size: Int32[np.ndarray, "2"]
-    """[width, height] of the input video."""
+    """[width, height] of the first frame of the input."""
+    frame_intrinsics: Float32[np.ndarray, "f 3 3"]
+    """As `intrinsics`, of each frame: photographs may each have a camera of their own."""
+    frame_size: Int32[np.ndarray, "f 2"]
+    """As `image_size`, of each frame."""
     time: Float32[np.ndarray, "f"]
     """Seconds since the start of the input video."""
     frame_ids: Int32[np.ndarray, "f"]
@@ -130,15 +151,21 @@ class TrackResult:
     """`vertices` as the file has them; None: derived when asked for."""
     metrics: dict[str, Any] | None = None
     """What `metrics.json` says."""
-    head: MorphableHead | None = dataclasses.field(default=None, repr=False)
-    fitted: Fitted | None = dataclasses.field(default=None, repr=False)
-    """The same in the terms of the head that was fitted; not in the file."""
-    """The model, where it is at hand; else `load_model(model_name)` is asked, and only when something needs it."""
+    head: HeadModel | None = dataclasses.field(default=None, repr=False)
+    """The head at the result's scale, where it is at hand; else `load_head` finds it, and only when it is needed."""
+    params: PyTree = dataclasses.field(default=None, repr=False)
+    """The head's parameters as fitted, where it is at hand: an avatar's networks adapt to a clip."""
+    codes: Mapping[str, np.ndarray] | None = dataclasses.field(default=None, repr=False)
+    """Arrays of the head's own codes by their names in the file: `code.clip.` or `code.frame.`, and the path in the
+    code. Those of frames have a leading axis of frames. None in files of format 1."""
+    folder: Path | None = None
+    """Where the result was loaded from."""
 
     def __post_init__(self) -> None:
         checked = _check_fields({name: getattr(self, name) for name in _FIELDS}, "")
         for name, value in checked.items():
             object.__setattr__(self, name, value)
+        _check_codes(self.codes, len(self), "")
 
     def __len__(self) -> int:
         return len(self.time)
@@ -163,28 +190,88 @@ class TrackResult:
     def _derive(self, frames: int | slice | np.ndarray, in_camera: bool) -> np.ndarray:
         ids = np.arange(len(self))[frames]
         pick = np.atleast_1d(ids)
-        rotation, translation = (self.rotation[pick], self.translation[pick]) if in_camera else (None, None)
-        result = derive_vertices(
-            self.load_head(), self.neutral, self.identity, self.expression[pick], self.gaze[pick], rotation, translation
+        pose = (self.rotation[pick], self.translation[pick]) if in_camera else None
+        result = decoded_vertices(
+            self.load_head(), self.load_params(), self._codes[0], take_frames(self._codes[1], pick), len(pick), pose
         )
         return result[0] if ids.ndim == 0 else result
 
-    def load_head(self) -> MorphableHead:
-        """The head model that the result was made with, at the result's scale; `InputError` if it is not installed or
-        has changed since."""
-        if self.head is not None:
-            return self.head
-        from facejax.data.load import load_model
+    def load_head(self) -> HeadModel:
+        """The head that the result was made with, as it was before the fit, at the result's scale.
 
-        head = load_model(self.model_name)
+        It is the one in memory, else an avatar kept beside the track, else what `facejax.data.heads.load_head` finds
+        where the head came from, or under its name. `InputError` if it is gone or has changed since.
+        """
+        if self.head is None:
+            object.__setattr__(self, "head", self._at_scale(self._find_head()))
+        assert self.head is not None
+        return self.head
+
+    def with_head(self, head: HeadModel) -> "TrackResult":
+        """The same result with its head at hand. head: at its own scale. `InputError` if it is another one."""
+        return dataclasses.replace(self, head=self._at_scale(head))
+
+    def _at_scale(self, head: HeadModel) -> HeadModel:
         if head.sha256 != self.model_sha256:
+            raise self._another(head, "this one")
+        if head.topology.n_vertices != len(self.neutral):
             raise InputError(
-                f"The result was made with {self.model_name} of sha256 {self.model_sha256[:12]}..., but the installed "
-                f"one is {head.sha256[:12]}...: install that version, or track the clip again."
+                f"The result's mesh has {len(self.neutral)} vertices, and that of {head.name!r} has "
+                f"{head.topology.n_vertices}: load the head with the parts it was tracked with, and give it to "
+                "`with_head`."
             )
-        head = head if self.scale == 1 else head.scaled(float(self.scale))
-        object.__setattr__(self, "head", head)
-        return head
+        return head if self.scale == 1 else head.scaled(float(self.scale))
+
+    def _find_head(self) -> HeadModel:
+        from facejax.data.heads import load_head
+
+        adapted = self._adapted
+        if adapted is not None and adapted.avatar.sha256 == self.model_sha256:
+            return adapted.avatar
+        for place in dict.fromkeys((self.head_source, self.model_name)):
+            try:
+                head = load_head(place)
+            except InputError as error:
+                refused = error
+                continue
+            if head.sha256 == self.model_sha256:
+                return head
+            refused = self._another(head, f"the one at {place}" if Path(place).is_absolute() else "the installed one")
+            break
+        if Path(self.head_source).is_absolute() and not Path(self.head_source).exists():
+            raise InputError(
+                f"The result was made with the head {self.model_name!r}, which was at {self.head_source} and is there "
+                "no longer: put it back, or track the clip again."
+            ) from refused
+        raise refused
+
+    def _another(self, head: HeadModel, which: str) -> InputError:
+        return InputError(
+            f"The result was made with {self.model_name} of sha256 {self.model_sha256[:12]}..., but {which} is "
+            f"{head.sha256[:12]}...: install that version, or track the clip again."
+        )
+
+    @cached_property
+    def _adapted(self) -> Any:
+        """The avatar kept beside the track, see `facejax.data.avatars.Adapted`; None where there is none."""
+        from facejax.data.avatars import load_adapted
+
+        if self.folder is None or not (self.folder / AVATAR).is_file():
+            return None
+        return load_adapted(self.folder)
+
+    @property
+    def is_avatar(self) -> bool:
+        """Whether the head is an avatar at hand or beside the track: it brings its own appearance."""
+        return isinstance(self.head, Avatar) or (self.folder is not None and (self.folder / AVATAR).is_file())
+
+    def load_params(self) -> PyTree:
+        """The head's parameters as fitted, at the result's scale: with what an avatar's networks learnt of the clip."""
+        if self.params is None:
+            head, adapted = self.load_head(), self._adapted
+            params = head.params if adapted is None else {**head.params, "lighting": adapted.params["lighting"]}
+            object.__setattr__(self, "params", params)
+        return self.params
 
     @cached_property
     def topology(self) -> Topology:
@@ -193,9 +280,12 @@ class TrackResult:
 
     @property
     def camera(self) -> Camera:
-        """The input video's camera."""
-        k = self.intrinsics
-        return Camera(focal=jnp.array([k[0, 0], k[1, 1]]), principal_point=jnp.array([k[0, 2], k[1, 2]]))
+        """The input's camera in the first frame; `camera_at` has every frame's."""
+        return _camera(self.intrinsics)
+
+    def camera_at(self, frame: int) -> Camera:
+        """The camera of one frame."""
+        return _camera(self.frame_intrinsics[frame])
 
     @property
     def frame_seconds(self) -> float:
@@ -216,27 +306,64 @@ class TrackResult:
             roughness=jnp.asarray(self.roughness),
         )
 
-    def identity_code(self) -> Identity:
-        """The person as fitting takes it: to hold shape, skin and texture in another clip."""
-        return Identity(
+    def identity_code(self) -> PyTree:
+        """The clip's part of the head's own code, as fitting takes it: to hold a person in another clip."""
+        return jax.tree_util.tree_map(jnp.asarray, self._codes[0])
+
+    def frame_codes(self) -> PyTree:
+        """The frames' part of the head's own code, as fitting takes it, with a leading axis of frames."""
+        return jax.tree_util.tree_map(jnp.asarray, self._codes[1])
+
+    @cached_property
+    def _codes(self) -> tuple[PyTree, PyTree]:
+        """(clip, frames) as numpy arrays in the shape of the head's code; `InputError` where the file lacks some."""
+        if self.codes is None:
+            return self._codes_of_format_1()
+        parts = zip((CLIP_CODE, FRAME_CODE), self.load_head().init_code(), strict=True)
+        clip, frames = (unflatten_code(like, self.codes, prefix) for prefix, like in parts)
+        return clip, frames
+
+    def _codes_of_format_1(self) -> tuple[PyTree, PyTree]:
+        """From the file of an avatar beside the track, or from the description, which was a morphable head's code."""
+        head, adapted = self.load_head(), self._adapted
+        if adapted is not None:
+            return jax.tree_util.tree_map(np.asarray, (adapted.code, adapted.frames))
+        if not isinstance(head, MorphableHead):
+            raise InputError(
+                f"The result was written by an older facejax, without the codes of its head {self.model_name!r}: track "
+                "the clip again."
+            )
+        identity = Identity(
             shape=jnp.asarray(self.identity), skin=jnp.asarray(self.skin), texture=jnp.asarray(self.texture)
         )
-
-    def frame_codes(self) -> Expression:
-        """All frames' expressions as fitting takes them (leading axis f): without what lids and gaze add."""
-        head = self.load_head()
-        gaze, eyelids = jnp.asarray(self.gaze), jnp.asarray(self.eyelids)
 
         def without_added(full: Array, gaze: Array, eyelids: Array) -> Expression:
             rest = Expression(activations=jnp.zeros_like(full), gaze=gaze, eyelids=eyelids)
             return Expression(activations=full - head.full_activations(rest), gaze=gaze, eyelids=eyelids)
 
-        return jax.vmap(without_added)(jnp.asarray(self.expression), gaze, eyelids)
+        frames = jax.vmap(without_added)(*(jnp.asarray(x) for x in (self.expression, self.gaze, self.eyelids)))
+        return jax.tree_util.tree_map(np.asarray, (identity, frames))
+
+    @cached_property
+    def morphable(self) -> MorphableHead:
+        """The linear head whose codes `identity`, `expression`, `gaze` and `eyelids` are: the head itself, or its
+        description where it is of another kind."""
+        first = jax.tree_util.tree_map(lambda x: jnp.asarray(x[:1]), self._codes[1])
+        light = jnp.asarray(self.light_code[:1])
+        return self.load_head().as_morphable(self.load_params(), self.identity_code(), first, light)[0]
+
+    def write_mesh(self, path: Path | str, frame: int) -> None:
+        """Write the head of one frame as a mesh: `.obj`, `.ply` or `.glb`, see `facejax.data.meshes.write_mesh`.
+
+        Metres, head frame. `facejax.data.gltf.write_glb` writes the animated, textured head.
+        """
+        write_mesh(path, self.head_vertices_at(frame), self.topology)
 
     def save(self, folder: Path | str) -> None:
         """Write `track.npz`, and `metrics.json` if there are metrics, into `folder`, each whole or not at all.
 
-        The folder is made if missing. Clips over `MAX_FRAMES_WITH_VERTICES` frames are stored without `vertices`.
+        For an avatar, `avatar.npz` too: the track needs it, and only there are its networks as they were adapted. The
+        folder is made if missing. Clips over `MAX_FRAMES_WITH_VERTICES` frames are stored without `vertices`.
         Raises `InputError` for a full disk or a folder that cannot be written.
         """
         folder = Path(folder)
@@ -244,11 +371,31 @@ class TrackResult:
         for name in _FIELDS:
             value = getattr(self, name)
             arrays[name] = np.array(value, dtype=np.str_) if isinstance(value, (str, tuple)) else value
+        clip, frames = self._codes if self.codes is None else (None, None)
+        arrays |= self.codes or flatten_code(clip, CLIP_CODE) | flatten_code(frames, FRAME_CODE)
         with_vertices = len(self) <= MAX_FRAMES_WITH_VERTICES
         with atomic_write(folder / "track.npz") as path:
             _write_npz(path, arrays, {"vertices": self._vertices_in_chunks} if with_vertices else {})
         if self.metrics is not None:
             save_metrics(folder, self.metrics)
+        if self.is_avatar:
+            self._save_avatar(folder)
+
+    def _save_avatar(self, folder: Path) -> None:
+        from facejax.data.avatars import save_adapted
+
+        avatar, scale = self.load_head(), float(self.scale)
+        assert isinstance(avatar, Avatar)
+        clip, frames = self._codes
+        save_adapted(
+            folder,
+            avatar if scale == 1 else avatar.scaled(1 / scale),
+            params=self.load_params(),
+            code=clip,
+            frames=frames,
+            light=self.light_code,
+            about={"light_model": self.light_model},
+        )
 
     def _vertices_in_chunks(self) -> tuple[tuple[int, ...], Iterator[np.ndarray]]:
         starts = range(0, len(self), _CHUNK)
@@ -276,6 +423,8 @@ class TrackResult:
                 f"{path} has format version {int(version)}, this facejax reads up to {FORMAT_VERSION}: "
                 "run `pip install --upgrade facejax`."
             )
+        if int(version) < 2:
+            arrays |= _added_by_format_2(arrays, path.parent)
         missing = [name for name in _FIELDS if name not in arrays]
         if missing:
             raise InputError(f"{path} lacks `{missing[0]}`: the file is incomplete, track the clip again.")
@@ -286,13 +435,40 @@ class TrackResult:
                 want = (len(fields["time"]), *fields["neutral"].shape)
                 if stored.shape != want or stored.dtype != np.float32:
                     raise ValueError(f"{path}: `vertices` must be float32 {want}, got {stored.dtype} {stored.shape}.")
+            own = {name: a for name, a in arrays.items() if name.startswith((f"{CLIP_CODE}.", f"{FRAME_CODE}."))}
+            codes = own if int(version) >= 2 else None
+            _check_codes(codes, len(fields["time"]), f"{path}: ")
         except ValueError as error:
             raise InputError(f"{error} The file is damaged: track the clip again.") from error
-        return cls(**fields, stored_vertices=stored, metrics=load_metrics(path.parent))
+        folder = path.parent.resolve()
+        return cls(**fields, stored_vertices=stored, metrics=load_metrics(folder), codes=codes, folder=folder)
+
+
+def _added_by_format_2(arrays: Mapping[str, np.ndarray], folder: Path) -> dict[str, np.ndarray]:
+    """What a file of format 1, and an avatar beside it, say of later fields; nothing where they lack the source."""
+    from facejax.data.avatars import load_adapted
+
+    frames = len(arrays["time"]) if "time" in arrays and arrays["time"].ndim else 0
+    known = {"head_source": "model_name", "light_code": "light"}
+    every = {"frame_intrinsics": "intrinsics", "frame_size": "image_size"}
+    light_model = ""
+    if (folder / AVATAR).is_file():
+        adapted = load_adapted(folder)
+        arrays = {**arrays, "light": np.asarray(adapted.light)}
+        light_model = adapted.about.get("light_model", "network")
+    return {
+        **{new: arrays[old] for new, old in known.items() if old in arrays},
+        **{
+            new: np.broadcast_to(arrays[old], (frames, *arrays[old].shape))
+            for new, old in every.items()
+            if old in arrays
+        },
+        "light_model": np.array(light_model, dtype=np.str_),
+    }
 
 
 def _array_fields() -> dict[str, Any]:
-    apart = ("stored_vertices", "metrics", "head", "fitted")
+    apart = ("stored_vertices", "metrics", "head", "params", "codes", "folder")
     return {f.name: f.type for f in dataclasses.fields(TrackResult) if f.name not in apart}
 
 
@@ -325,6 +501,9 @@ def _check_fields(values: Mapping[str, Any], where: str) -> dict[str, Any]:
             raise ValueError(f"{where}`{names}` must have {sizes[count]} entries, got {len(checked[names])}.")
     if math.isqrt(sizes["b"]) ** 2 != sizes["b"]:
         raise ValueError(f"{where}`light` must have bands squared coefficients (1, 4, 9, ...), got {sizes['b']}.")
+    for name, every in (("intrinsics", "frame_intrinsics"), ("image_size", "frame_size")):
+        if sizes["f"] and not np.array_equal(checked[name], checked[every][0]):
+            raise ValueError(f"{where}`{name}` must be that of the first frame in `{every}`.")
     for name, limit in (
         ("faces", sizes["v"]),
         ("uv_faces", sizes["u"]),
@@ -335,6 +514,13 @@ def _check_fields(values: Mapping[str, Any], where: str) -> dict[str, Any]:
         if ids.size and (ids.min() < 0 or ids.max() >= limit):
             raise ValueError(f"{where}`{name}` must lie in 0..{limit - 1}, got {ids.min()}..{ids.max()}.")
     return checked
+
+
+def _check_codes(codes: Mapping[str, np.ndarray] | None, n_frames: int, where: str) -> None:
+    """`ValueError`, starting with `where`, if codes of frames are not as many as frames."""
+    for name, value in (codes or {}).items():
+        if name.startswith(f"{FRAME_CODE}.") and value.shape[:1] != (n_frames,):
+            raise ValueError(f"{where}`{name}` must have {n_frames} frames, got shape {value.shape}.")
 
 
 def _text(value: Any, many: bool, label: str) -> str | tuple[str, ...]:
@@ -428,50 +614,8 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def derive_vertices(
-    head: MorphableHead,
-    neutral: Float[np.ndarray, "v 3"],
-    identity: Float[np.ndarray, "i"],
-    expression: Float[np.ndarray, "f e"],
-    gaze: Float[np.ndarray, "f 2 2"],
-    rotation: Float[np.ndarray, "f 3 3"] | None = None,
-    translation: Float[np.ndarray, "f 3"] | None = None,
-) -> Float32[np.ndarray, "f v 3"]:
-    """Vertices from stored parameters, metres: head frame, or camera frame where rotation and translation are given.
-
-    expression: FULL activations. The same as `MorphableHead.vertices`, for many frames, in numpy.
-    """
-    n_frames, n_vertices = len(expression), len(neutral)
-    basis = np.asarray(head.params.expression_basis).reshape(-1, n_vertices * 3)
-    weight = np.asarray(head.params.eye_weight)
-    pivots = eye_pivots(head, identity)
-    result = (expression @ basis).reshape(n_frames, n_vertices, 3)
-    result += neutral
-    turns = _gaze_matrices(gaze)
-    for side in range(2):
-        ids = np.flatnonzero(weight[:, side])
-        moved = np.einsum("fij,fvj->fvi", turns[:, side] - np.eye(3, dtype=np.float32), result[:, ids] - pivots[side])
-        result[:, ids] += weight[ids, side, None] * moved
-    if rotation is not None:
-        for k in range(n_frames):  # frame by frame: no second array of that size
-            result[k] = result[k] @ rotation[k].T
-    if translation is not None:
-        result += translation[:, None]
-    return result
-
-
-def eye_pivots(head: MorphableHead, identity: Float[np.ndarray, "i"]) -> Float32[np.ndarray, "2 3"]:
-    """Centres of rotation of a person's (left, right) eyeball, head frame, metres."""
-    p = head.params
-    return np.asarray(p.eye_pivot) + np.tensordot(np.asarray(identity, np.float32), np.asarray(p.eye_pivot_basis), 1)
-
-
-def _gaze_matrices(gaze: np.ndarray) -> np.ndarray:
-    """`gaze_to_matrix` for (f, 2, 2) at once: (f, 2, 3, 3)."""
-    (sy, cy), (sp, cp) = ((np.sin(gaze[..., i]), np.cos(gaze[..., i])) for i in range(2))
-    zero = np.zeros_like(sy)
-    rows = [cy, -sy * sp, sy * cp, zero, cp, sp, -sy, -cy * sp, cy * cp]
-    return np.stack(rows, axis=-1).reshape(*gaze.shape[:-1], 3, 3)
+def _camera(k: Float[np.ndarray, "3 3"]) -> Camera:
+    return Camera(focal=jnp.array([k[0, 0], k[1, 1]]), principal_point=jnp.array([k[0, 2], k[1, 2]]))
 
 
 def parts_of(head: MorphableHead) -> Int32[np.ndarray, "v"]:
@@ -487,14 +631,15 @@ def parts_of(head: MorphableHead) -> Int32[np.ndarray, "v"]:
 
 
 def assemble(
-    head: MorphableHead,
+    head: HeadModel,
     *,
-    shared: Identity,
-    frames: Expression,
+    params: PyTree,
+    code: PyTree,
+    frames: PyTree,
     poses: Pose,
-    light: Float[Array | np.ndarray, "f b 3"],
+    light: Float[Array | np.ndarray, "f r 3"],
     camera: Camera,
-    image_size: tuple[int, int],
+    image_size: tuple[int, int] | Int[np.ndarray, "f 2"],
     time: Float[Array | np.ndarray, "f"],
     frame_ids: Int[Array | np.ndarray, "f"],
     landmarks_target: Float[Array | np.ndarray, "f 478 2"],
@@ -503,53 +648,69 @@ def assemble(
     status_names: tuple[str, ...],
     scale: float = 1.0,
     metrics: dict[str, Any] | None = None,
+    source: str | None = None,
+    light_model: str = "",
 ) -> TrackResult:
-    """The result of a fit from its codes: `frames`, `poses` and `light` with a leading axis of frames.
+    """The result of a fit of any head from its own codes.
 
-    head: at the scale of the poses; `scale` says what its own lengths were multiplied by to get there.
+    head, params: at the scale of the poses; params as fitted. `scale` says what the head's own lengths were multiplied
+        by to get there.
+    code, frames: the two parts of the head's code; `frames`, `poses` and `light` with a leading axis of frames.
+    light: in the rows of the head's own lighting, which `light_model` names, see `TrackResult`.
+    camera: of the input, in its pixels: one, or one for each frame (leading axis). image_size: (width, height), or
+        (f, 2) of each frame.
+    source: name or absolute path that the head was loaded with; None for what the head itself knows.
 
-    camera: of the input video, in its pixels. image_size: (width, height). Vertices are derived when they are needed.
+    Vertices are derived when they are needed.
     """
     get = np.asarray
-    focal, centre = get(camera.focal), get(camera.principal_point)
-    intrinsics = np.array([[focal[0], 0, centre[0]], [0, focal[1], centre[1]], [0, 0, 1]], dtype=np.float32)
-    expression = get(jax.vmap(head.full_activations)(frames))
-    neutral = get(head.neutral(head.params, shared))
-    rotation, translation, identity, gaze = map(get, (poses.rotation, poses.translation, shared.shape, frames.gaze))
-    points = head.landmarks478
-    landmarks = np.empty((len(expression), len(points.triangles), 2), dtype=np.float32)
-    for start in range(0, len(expression), _CHUNK):
-        s = slice(start, start + _CHUNK)
-        v = derive_vertices(head, neutral, identity, expression[s], gaze[s], rotation[s], translation[s])
-        x = np.einsum("fnij,ni->fnj", v[:, points.triangles], points.weights)
-        landmarks[s] = x[..., :2] / np.maximum(x[..., 2:], 1e-3) * focal + centre
+    rotation, translation = get(poses.rotation), get(poses.translation)
+    count = len(rotation)
+    twin, identity, expressions, harmonics = head.as_morphable(params, code, frames, jnp.asarray(light))
+    neutral = get(twin.neutral(twin.params, identity))
+    cameras = jax.tree_util.tree_map(lambda x: jnp.broadcast_to(x, (count, 2)), camera)
+    sizes = np.asarray(image_size, dtype=np.int32)
+    clip, moving = jax.tree_util.tree_map(get, (code, frames))
+    landmarks = np.empty((count, len(head.landmarks478.triangles), 2), dtype=np.float32)
+    place = _landmarks_of(head)
+    for start in range(0, count, AT_ONCE):
+        rows = np.minimum(np.arange(start, start + AT_ONCE), count - 1)
+        vertices = decoded_vertices(
+            head, params, clip, take_frames(moving, rows), AT_ONCE, (rotation[rows], translation[rows])
+        )
+        landmarks[start : start + AT_ONCE] = get(place(vertices, take_frames(cameras, rows)))[: count - start]
     fields = {
         "model_name": head.name,
         "model_sha256": head.sha256,
+        "head_source": source or getattr(head, "source", "") or head.name,
         "faces": head.topology.faces,
         "uv": head.topology.uv,
         "uv_faces": head.topology.uv_faces,
-        "parts": parts_of(head),
+        "parts": parts_of(twin),
         "part_names": PART_NAMES,
         "neutral": neutral,
-        "landmarks68_neutral": get(head.landmarks68.on(jnp.asarray(neutral))),
-        "identity": identity,
-        "skin": get(shared.skin),
-        "albedo": get(head.albedo(head.params, shared)),
-        "texture": get(shared.texture),
-        "specular": get(head.params.specular),
-        "roughness": get(head.params.roughness),
-        "expression": expression,
-        "expression_names": head.expression_names,
-        "gaze": gaze,
-        "eyelids": get(frames.eyelids),
-        "joint_rotation": np.zeros((len(expression), 0, 3, 3), dtype=np.float32),
+        "landmarks68_neutral": get(twin.landmarks68.on(jnp.asarray(neutral))),
+        "identity": get(identity.shape),
+        "skin": get(identity.skin),
+        "albedo": get(twin.albedo(twin.params, identity)),
+        "texture": get(identity.texture),
+        "specular": get(twin.params.specular),
+        "roughness": get(twin.params.roughness),
+        "expression": get(jax.vmap(twin.full_activations)(expressions)),
+        "expression_names": twin.expression_names,
+        "gaze": get(expressions.gaze),
+        "eyelids": get(expressions.eyelids),
+        "joint_rotation": np.zeros((count, 0, 3, 3), dtype=np.float32),
         "joint_names": (),
         "rotation": rotation,
         "translation": translation,
-        "light": get(light),
-        "intrinsics": intrinsics,
-        "image_size": np.array(image_size, dtype=np.int32),
+        "light": get(harmonics),
+        "light_code": get(light),
+        "light_model": light_model,
+        "intrinsics": get(camera_matrix(jax.tree_util.tree_map(lambda x: jnp.reshape(x, (-1, 2))[0], camera))),
+        "image_size": sizes.reshape(-1, 2)[0],
+        "frame_intrinsics": get(jax.vmap(camera_matrix)(cameras)),
+        "frame_size": np.broadcast_to(sizes, (count, 2)),
         "time": get(time),
         "frame_ids": get(frame_ids),
         "landmarks": landmarks,
@@ -559,4 +720,11 @@ def assemble(
         "status_names": status_names,
         "scale": np.asarray(scale, np.float32),
     }
-    return TrackResult(**_check_fields(fields, ""), metrics=metrics, head=head)
+    codes = flatten_code(clip, CLIP_CODE) | flatten_code(moving, FRAME_CODE)
+    return TrackResult(**_check_fields(fields, ""), metrics=metrics, head=head, params=params, codes=codes)
+
+
+@functools.lru_cache(maxsize=4)
+def _landmarks_of(head: HeadModel) -> Callable[..., Array]:
+    """(vertices in the camera frame, cameras) -> (n, 478, 2) pixels, compiled once per head."""
+    return jax.jit(jax.vmap(lambda vertices, camera: project(head.landmark_points(vertices), camera)))

@@ -1,7 +1,8 @@
 """How well a finished track fits its clip and, where it is known, the truth; controls stand beside the figures."""
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -101,17 +102,17 @@ def evaluate_picture(
         usable = usable[np.linspace(0, len(usable) - 1, max_frames).round().astype(int)]
     if not len(usable):
         return {"frames": 0}
-    width, height = (int(x) for x in result.image_size)
-    w, h = scaled_size((width, height), size)
-    render = make_renderer(result.topology, (h, w))
-    camera = crop_camera(result.camera, jnp.array([0.0, 0.0, width, height]), (h, w))
 
-    @jax.jit
-    def draw(face: Any, light: jax.Array, pose: Any) -> Image:
-        return render(face, light, pose, camera)
+    @functools.cache
+    def drawer(picture: tuple[int, int]) -> Callable[..., Image]:
+        return jax.jit(make_renderer(result.topology, picture))
 
     rows = []
-    for i in usable:
+    for i in usable.tolist():
+        width, height = (int(x) for x in result.frame_size[i])
+        w, h = scaled_size((width, height), size)
+        camera = crop_camera(result.camera_at(i), jnp.array([0.0, 0.0, width, height]), (h, w))
+        draw = functools.partial(drawer((h, w)), camera=camera)
         photo = video.read([int(result.frame_ids[i]) - video.first], max_side=size)[0].astype(np.float32) / 255
         face, light, pose = result.face(int(i)), jnp.asarray(result.light[i]), result.pose(int(i))
         points = result.landmarks_target[i] if np.isfinite(result.landmarks_target[i]).all() else result.landmarks[i]
@@ -193,7 +194,7 @@ def evaluate_truth(result: TrackResult, truth: Truth, *, posed_frames: int = 4) 
         align, distance = align_to_surface(points, SurfaceSearch(neutral, skin), start, with_scale=with_scale)
         return align, float(1000 * distance.mean())
 
-    mean_head = np.asarray(head.params.mean)
+    mean_head = np.asarray(head.neutral(head.params, head.init_code()[0]))
     best, error = aligned(result.neutral, True)
     mean_error = aligned(mean_head, True)[1]
     metric_error, metric_mean = aligned(result.neutral, False)[1], aligned(mean_head, False)[1]

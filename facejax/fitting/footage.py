@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from facejax.data.landmarks import Landmarks
 from facejax.data.video import Masks, Video
@@ -55,6 +55,11 @@ class Footage:
     def __post_init__(self) -> None:
         self._streams: dict[Look, _Stream] = {}
 
+    @property
+    def sizes(self) -> Int[np.ndarray, "f 2"]:
+        """(width, height) of every frame, pixels."""
+        return np.broadcast_to(np.asarray(self.clip.size, np.int32), (len(self.points), 2))
+
     @functools.cached_property
     def _boxes(self) -> dict[float, Float[np.ndarray, "f 4"]]:
         return {}
@@ -96,7 +101,7 @@ class _Stream:
     def __init__(self, footage: Footage, look: Look) -> None:
         self.footage, self.look = footage, look
         self.kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        self.next = np.inf  # frame that the open pass gives next; none is open
+        self.next: int | None = None  # frame that the open pass gives next; None where none is open
         self.frames: Iterator[tuple[np.ndarray, np.ndarray | None]] = iter(())
 
     def take(self, ids: list[int]) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -111,14 +116,16 @@ class _Stream:
         return [found[i] for i in ids]
 
     def _in_one_pass(self, wanted: list[int]) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-        if not self.next <= wanted[0] <= self.next + _KEPT:
-            self.next, self.frames = wanted[0], self._from(wanted[0])
+        k = self.next
+        if k is None or not k <= wanted[0] <= k + _KEPT:
+            k, self.frames = wanted[0], self._from(wanted[0])
         found = {}
-        while self.next <= wanted[-1]:
+        while k <= wanted[-1]:
             image = next(self.frames)
-            if self.next in wanted:
-                found[self.next] = self._cut(self.next, *image)
-            self.next += 1
+            if k in wanted:
+                found[k] = self._cut(k, *image)
+            k += 1
+        self.next = k
         return found
 
     def _from(self, first: int) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from facejax.data.heads import resolve_head
 from facejax.data.landmarks import Landmarks, detect_landmarks, landmark_confidence, load_landmarks
-from facejax.data.results import Fitted, TrackResult, assemble
+from facejax.data.results import TrackResult, assemble
 from facejax.data.video import Video, load_masks, open_video
 from facejax.fitting.checkpoint import Checkpoint, fingerprint
 from facejax.fitting.config import FitConfig
@@ -122,7 +123,9 @@ def fit_clip(
     lens = _one_lens(camera, footage)
     told = Known(zoom=known is not None or before is not None, person=before is not None)
     stages = plan_for(head.roles, config, told) if stages is None else stages
-    return run_fit(scene, footage, lens, stages, config, told, before, report, keep)
+    fit = run_fit(scene, footage, lens, stages, config, told, before, report, keep)
+    own = "texture" not in head.roles
+    return dataclasses.replace(fit, light_model=config.light_model if own else "")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -135,6 +138,8 @@ class Fit:
     logs: list[StageLog]
     scale: float = 1.0
     """Of the head's lengths, where an earlier result knows it."""
+    light_model: str = ""
+    """How a head that brings its own appearance is lit, see `make_scene`; empty for light on a surface."""
 
     @property
     def status(self) -> np.ndarray:
@@ -162,17 +167,17 @@ class Fit:
         params = unknowns.params
         if scale != 1.0:
             head, poses = head.scaled(scale), poses.replace(translation=poses.translation * scale)
-            params = head.params
-        light = jax.vmap(light_in, in_axes=(None, 0))(clip, frames)
-        twin, identity, expressions, shown = head.as_morphable(params, clip.code, frames.code, light)
-        result = assemble(
-            twin,
-            shared=identity,
-            frames=expressions,
+            params = dataclasses.replace(self.scene.head, params=params).scaled(scale).params  # type: ignore[type-var]
+        return assemble(
+            head,
+            params=params,
+            code=clip.code,
+            frames=frames.code,
             poses=poses,
-            light=shown,
-            camera=jax.tree_util.tree_map(lambda x: x[0], cameras),
-            image_size=clip_of.size,
+            light=jax.vmap(light_in, in_axes=(None, 0))(clip, frames),
+            light_model=self.light_model,
+            camera=cameras,
+            image_size=self.footage.sizes,
             time=np.asarray(clip_of.time, np.float32),
             frame_ids=np.arange(clip_of.n_frames) + clip_of.first,
             landmarks_target=np.where(np.isfinite(self.footage.points), self.footage.points, np.nan),
@@ -182,7 +187,6 @@ class Fit:
             scale=scale,
             metrics={"stages": [log.as_numbers() for log in self.logs]},
         )
-        return dataclasses.replace(result, fitted=Fitted(unknowns.params, clip.code, frames.code, np.asarray(light)))
 
 
 def run_fit(
@@ -255,7 +259,7 @@ def _identity_of(identity: Any, head: HeadModel) -> TrackResult | None:
             f"The earlier result was made with the model {result.model_name!r} ({result.model_sha256[:12]}), "
             f"and this is {head.name!r} ({head.sha256[:12]}); an identity can only be held within one model."
         )
-    return result
+    return result.with_head(head)
 
 
 def _landmarks_of(given: Any, clip: Video, face: int, report: Progress, keep: Checkpoint | None) -> Landmarks:
@@ -303,19 +307,4 @@ def landmarks_from_array(points: np.ndarray, n_frames: int, size: tuple[int, int
         confidence=confidence.astype(np.float32),
         image_size=size,
         box=box.astype(np.float32),
-    )
-
-
-def resolve_head(given: Any) -> HeadModel:
-    """A head as it is, or the one that a name or path stands for; `InputError` for anything else."""
-    from facejax.data.avatars import is_avatar, load_avatar
-    from facejax.data.load import load_model
-
-    if isinstance(given, str | os.PathLike):
-        return load_avatar(given) if is_avatar(given) else load_model(given)
-    if isinstance(given, HeadModel):
-        return given
-    raise InputError(
-        f"A head is what `load_head` returns, or its name or path, and {type(given).__name__} was given: pass the head "
-        "itself, not its params."
     )

@@ -1,11 +1,17 @@
 """Triangle meshes: connectivity prepared once, then normals and barycentric points as pure functions."""
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
+
+if TYPE_CHECKING:
+    _HostArray = np.ndarray
+else:
+    _HostArray = np.ndarray | Array  # traced in one case, see `Topology`
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -15,12 +21,12 @@ class Topology:
     A program that is trained from a state that holds its mesh may make one of traced arrays, for a renderer within.
     """
 
-    faces: Int[np.ndarray | Array, "t 3"]
-    """Vertex ids, counter-clockwise seen from outside."""
-    uv: Float[np.ndarray | Array, "u 2"]
-    """Texture coordinates in [0, 1], (0, 0) at the bottom left."""
-    uv_faces: Int[np.ndarray | Array, "t 3"]
-    """Ids into `uv`."""
+    faces: _HostArray
+    """(T, 3) int32 vertex ids, counter-clockwise seen from outside."""
+    uv: _HostArray
+    """(U, 2) float32 texture coordinates in [0, 1], (0, 0) at the bottom left."""
+    uv_faces: _HostArray
+    """(T, 3) int32 ids into `uv`."""
     n_vertices: int
 
     @property

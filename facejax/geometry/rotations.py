@@ -30,6 +30,15 @@ def rotvec_to_matrix(rotvec: Float[Array, "3"]) -> Float[Array, "3 3"]:
     return jnp.eye(3, dtype=rotvec.dtype) + a * k + b * jnp.matmul(k, k, precision=_HIGHEST)
 
 
+def rotate(points: Float[Array, "*n 3"], rotation: Float[Array, "3 3"]) -> Float[Array, "*n 3"]:
+    """Many points under one rotation: `points @ rotation.T`, three products and two sums a coordinate.
+
+    Written out because a matrix product of three columns is several times slower on CPUs, where it is not fused.
+    """
+    x, y, z = (points[..., i : i + 1] for i in range(3))
+    return x * rotation[:, 0] + y * rotation[:, 1] + z * rotation[:, 2]
+
+
 def matrix_to_quaternion(rotation: Float[Array, "3 3"]) -> Float[Array, "4"]:
     """Rotation matrix to unit quaternion (w, x, y, z) with w >= 0.
 

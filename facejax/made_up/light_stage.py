@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Float32, Int
 
 from facejax.data.captures import Entry, entries_in, head_to_camera, mean_over_views, read_facts, write_facts
 from facejax.data.files import atomic_write, explain_os_errors
-from facejax.data.load import load_model
+from facejax.data.heads import load_morphable
 from facejax.geometry.errors import InputError
 from facejax.geometry.meshes import edge_neighbours, normalise, vertex_normals
 from facejax.geometry.records import Camera, Pose
@@ -205,7 +205,7 @@ def list_entries(spec: LightStageSpec) -> list[Entry]:
 
 def subject_of(spec: LightStageSpec) -> MorphableHead:
     """The person of a capture: a head whose mean is that person; `surface_at` with `spec.skin` and seed paints it."""
-    return make_subject(load_model(spec.head), spec.seed, warp_mm=1.0)
+    return make_subject(load_morphable(spec.head), spec.seed, warp_mm=1.0)
 
 
 # -- the performance ---------------------------------------------------------------------------------------------------

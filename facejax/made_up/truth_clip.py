@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from facejax.data.results import derive_vertices
+from facejax.data.codes import decoded_vertices
 from facejax.geometry.arrays import read_npz
 from facejax.geometry.colour import linear_to_srgb_bytes
 from facejax.geometry.errors import InputError
@@ -131,9 +131,9 @@ def truth_of(subject: MorphableHead, spec: TruthSpec) -> Truth:
     place = np.array([0, 0, distance]) + spec.moving * sway * [0.012, 0.006, 0.02 * distance]
     rotation = _FLIP @ np.stack([turn(*a) for a in angles])
     translation = place - np.einsum("fij,j->fi", rotation, pivot)
-    person = np.zeros(len(subject.params.identity_basis), np.float32)  # of the subject, whose mean is the person
+    person, _ = subject.init_code()  # of the subject, whose mean is the person
     gaze = np.asarray(expression.gaze)
-    vertices = derive_vertices(subject, neutral, person, activations, gaze, rotation, translation)
+    vertices = decoded_vertices(subject, subject.params, person, expression, spec.frames, (rotation, translation))
 
     table = subject.landmarks478
     points = np.einsum("fnij,ni->fnj", vertices[:, table.triangles], table.weights)

@@ -63,7 +63,7 @@ def relit_texture(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Avatar:
-    """One person's avatar: implements `HeadModel`. Made by `facejax.data.avatars.load_avatar`.
+    """One person's avatar: implements `HeadModel`. Made by `facejax.data.heads.load_avatar`.
 
     `params` is {"decoder", "lighting", "mesh": {"mean" (v, 3), "basis" (m, v, 3)}}: the decoder's and G's weights, and
     the decoder's mesh head written out, see `DeepAppearanceModel.linear_mesh`.
@@ -87,6 +87,8 @@ class Avatar:
     axes a camera's are (OpenCV)."""
     light_group: np.ndarray | None = None
     """(d,) which row of a lighting code each of them belongs to."""
+    source: str = ""
+    """Absolute path of the folder that it was loaded from."""
 
     @property
     def roles(self) -> Mapping[str, tuple[str, ...]]:

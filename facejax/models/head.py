@@ -47,6 +47,10 @@ class HeadModel(Protocol):
     `facejax.scenes`. All methods are pure.
     """
 
+    def __hash__(self) -> int:
+        """Of the object, as equality is: what is compiled for a head is found by the head itself."""
+        ...
+
     @property
     def name(self) -> str: ...
 

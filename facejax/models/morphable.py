@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from facejax.geometry.meshes import SurfacePoints, Topology
 from facejax.geometry.records import Face, Record, record
-from facejax.geometry.rotations import gaze_to_matrix
+from facejax.geometry.rotations import gaze_to_matrix, rotate
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -115,6 +115,8 @@ class MorphableHead:
     """Named (V,) float masks in [0, 1], see `REGIONS`."""
     mirror: np.ndarray
     """(V,) id of each vertex's mirror image across x = 0."""
+    source: str = ""
+    """Absolute path that it was loaded from; empty where its name says enough."""
 
     @property
     def roles(self) -> Mapping[str, tuple[str, ...]]:
@@ -165,8 +167,7 @@ class MorphableHead:
         pivots = self.eye_pivots(params, shared)
         for side in range(2):
             turn = gaze_to_matrix(frame.gaze[side]) - jnp.eye(3)
-            moved = jnp.matmul(v - pivots[side], turn.T, precision=_HIGHEST)
-            v = v + params.eye_weight[:, side : side + 1] * moved
+            v = v + params.eye_weight[:, side : side + 1] * rotate(v - pivots[side], turn)
         return v
 
     def albedo(self, params: MorphableParams, shared: Identity) -> Float[Array, "v 3"]:

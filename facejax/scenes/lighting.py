@@ -115,7 +115,7 @@ class SelfShadowed(Harmonics):
 
     render: ShadowedRender = None  # type: ignore[assignment]
 
-    def prepare(self, vertices: Float[Array, "v 3"]) -> Float[Array, "v d"]:
+    def prepare(self, vertices: Float[Array, "v 3"]) -> Float[Array, "v d"]:  # type: ignore[override]
         """Visibility of every direction from every vertex."""
         return self.render.visibility_of(vertices)
 

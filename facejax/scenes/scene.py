@@ -155,11 +155,9 @@ def make_scene(
         raise InputError(f'A light model is "network", "sh" or "shadowed-sh", and {light_model!r} was given.')
     topology = head.topology
     if isinstance(head, Relightable):
-        lighting: Lighting = {
-            "network": lambda: NetworkLight(head),
-            "sh": lambda: TextureHarmonics(topology),
-            "shadowed-sh": lambda: ShadowedTexture(topology),
-        }[light_model]()
+        lighting: Lighting = NetworkLight(head)
+        if light_model != "network":
+            lighting = ShadowedTexture(topology) if light_model == "shadowed-sh" else TextureHarmonics(topology)
         return Scene(head, lighting, make_textured_renderer(topology, size), size)
     if light_model == "shadowed-sh":
         render = make_shadowed_renderer(topology, size, antialiased=antialiased)

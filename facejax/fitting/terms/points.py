@@ -195,8 +195,8 @@ class Points(Term):
         """Colours and detail of the points from these frames as they are aligned now, for later stages."""
         assert seen is not None
         colour, total = _recolour(self, scene)(unknowns.clip, take_frames(unknowns.frames, ids), seen)
-        colour = np.where(np.asarray(total)[:, None] > 0.2, colour, 1.0).astype(np.float32)
-        return settled(unknowns, **{COLOUR: colour})
+        kept = np.where(np.asarray(total)[:, None] > 0.2, colour, 1.0).astype(np.float32)
+        return settled(unknowns, **{COLOUR: kept})
 
     @property
     def lost_above(self) -> float:

@@ -91,4 +91,4 @@ class StayNear(Term):
         """Squared distance."""
         del scene, clip
         moved = jax.tree_util.tree_map(lambda a, b: jnp.sum((a - b) ** 2), params, shared)
-        return self.weight * sum(jax.tree_util.tree_leaves(moved))
+        return self.weight * jnp.sum(jnp.stack(jax.tree_util.tree_leaves(moved)))

@@ -222,7 +222,7 @@ def _distance_mm(a: Float[Array, "*b v 3"], b: Float[Array, "b v 3"]) -> Float[A
 
 
 def _all_vertices() -> int:
-    from facejax.data.load import load_model
+    from facejax.data.heads import load_model
 
     return load_model("generic").topology.n_vertices
 
@@ -239,7 +239,7 @@ def _heads(told: Heads, key: PRNGKey, count: int) -> Iterator[Example]:
 @functools.cache
 def _random_head(count: int) -> Callable[[PRNGKey], Float[Array, "b v 3"]]:
     """Makes heads of that many vertices from keys: normal identities, a third of the expressions partly at work."""
-    from facejax.data.load import load_model
+    from facejax.data.heads import load_model
     from facejax.models.morphable import Expression, Identity, MorphableParams
 
     head = load_model("generic")

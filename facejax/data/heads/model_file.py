@@ -21,7 +21,9 @@ U texture coordinates, P parts, R regions):
 | `default_parts` | (D,) text | the parts that are read when none are asked for |
 """
 
+import dataclasses
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,7 @@ from facejax.geometry.errors import InputError
 from facejax.geometry.meshes import SurfacePoints, Topology
 from facejax.models.morphable import REGIONS, MorphableHead, MorphableParams
 
+NAMES = ()
 FORMAT_VERSION = 1
 
 _SHAPES: Mapping[str, tuple[str | int, ...]] = {
@@ -82,7 +85,7 @@ _INDEX_LIMITS = {  # arrays of ids, and the dimension that each must stay below
 
 def check_arrays(arrays: Mapping[str, np.ndarray], what: str) -> None:
     """Raise `InputError`, naming `what`, unless `arrays` are a linear head as the schema above says."""
-    advice = "make the file again with `facejax assets install`, or with `facejax.data.model_file.save_head`"
+    advice = "make the file again with `facejax assets install`, or with `facejax.data.heads.model_file.save_head`"
     missing = [key for key in (*_TEXT, *_SHAPES) if key not in arrays]
     if missing:
         raise InputError(f"{what} is not a facejax head: it has no array `{missing[0]}`; {advice}.")
@@ -232,7 +235,7 @@ def read_arrays(path: str | Path) -> tuple[dict[str, np.ndarray], str]:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"No head file at {path}: give the `.npz` of a converted head, or a model's name.")
-    advice = "make it again with `facejax assets install`, or with `facejax.data.model_file.save_head`"
+    advice = "make it again with `facejax assets install`, or with `facejax.data.heads.model_file.save_head`"
     try:
         with path.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -253,3 +256,14 @@ def read_head(path: str | Path, parts: Sequence[str] | None = None) -> Morphable
     """The head in a file, its `sha256` that of the file; `parts` as in `select_parts`. Raises `InputError`."""
     arrays, digest = read_arrays(path)
     return head_from_arrays(arrays, parts, digest)
+
+
+def takes(name_or_path: str | os.PathLike[str]) -> bool:
+    """Whether this is a file."""
+    return Path(name_or_path).expanduser().is_file()
+
+
+def load(name_or_path: str | os.PathLike[str], parts: Sequence[str] | None = None) -> MorphableHead:
+    """As `read_head`, and the head knows where it was read from."""
+    path = Path(name_or_path).expanduser().resolve()
+    return dataclasses.replace(read_head(path, parts), source=str(path))

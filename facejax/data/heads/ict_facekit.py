@@ -6,17 +6,22 @@ The distribution is one OBJ per shape, in centimetres, with the axes of our head
 Li et al., Learning Formation of Physically-Based Face Attributes, CVPR 2020.
 """
 
+import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from facejax.data.model_file import head_from_arrays
+from facejax.data.assets import asset_path
+from facejax.data.checkpoints import arrays_sha256
+from facejax.data.heads.model_file import head_from_arrays, read_head
 from facejax.geometry.arrays import open_npz
 from facejax.geometry.errors import InputError
 from facejax.models.morphable import MorphableHead
 from facejax.models.skin import material_albedo, skin_prior
 
+NAMES = ("ict-facekit",)
 SOURCE = "https://github.com/ICT-VGL/ICT-FaceKit/tree/da5f95a607f5e6b37755b38d3385d7f2853732e5/FaceXModel"
 LICENCE = "MIT"
 N_VERTICES, N_POLYGONS, N_IDENTITY = 26719, 26384, 100
@@ -68,6 +73,26 @@ _IRIS_RADIUS_M = 0.00585
 _PUPIL_RADIUS_M = 0.0019
 _EYE_POLES_UV = ((0.5, 0.5), (0.0885, 0.9125))
 """Front and back pole of an eyeball's outer shell on its tile."""
+
+
+def takes(name_or_path: str | os.PathLike[str]) -> bool:
+    """Whether this is the installed head's name, or a folder, which should be the distribution's."""
+    return os.fspath(name_or_path) in NAMES or Path(name_or_path).expanduser().is_dir()
+
+
+def load(name_or_path: str | os.PathLike[str], parts: Sequence[str] | None = None) -> MorphableHead:
+    """The installed head, or one converted from the distribution's folder. Raises `InputError`."""
+    if os.fspath(name_or_path) in NAMES:
+        return read_head(asset_path(NAMES[0]), parts)
+    path = Path(name_or_path).expanduser().resolve()
+    if not (path / "generic_neutral_mesh.obj").is_file() and (path / "FaceXModel").is_dir():
+        path = path / "FaceXModel"
+    arrays = convert_facekit(path)
+    return dataclasses.replace(facekit_head(arrays, parts, arrays_sha256(arrays)), source=str(path))
+
+
+# Its OBJ files are read here, not by `facejax.data.meshes`: quads must stay quads until `triangulate` cuts them, and
+# 158 files of 26,719 vertices are read in seconds only in blocks. trimesh would cut quads and renumber vertices.
 
 
 def read_obj_vertices(path: Path, n_vertices: int = N_VERTICES) -> np.ndarray:
@@ -417,7 +442,7 @@ def _appearance(
 
 def _landmarks478() -> tuple[np.ndarray, np.ndarray]:
     """The table of MediaPipe's points on this mesh, in the numbering of all parts."""
-    path = Path(__file__).parent / "tables" / "ict-facekit.npz"
+    path = Path(__file__).parents[1] / "tables" / "ict-facekit.npz"
     if not path.is_file():
         return np.zeros((478, 3), np.int32), np.tile([1.0, 0.0, 0.0], (478, 1))
     with open_npz(path) as table:
@@ -425,7 +450,7 @@ def _landmarks478() -> tuple[np.ndarray, np.ndarray]:
 
 
 def convert_facekit(folder: Path) -> dict[str, np.ndarray]:
-    """The distribution's `FaceXModel` folder as arrays of a linear head (schema in `facejax.data.model_file`).
+    """The distribution's `FaceXModel` folder as arrays of a linear head (schema in `facejax.data.heads.model_file`).
 
     All 26,719 vertices stay, in their order, with a label of the part per vertex and triangle. Raises `InputError` for
     a missing or damaged file. Takes 2 to 5 s.
@@ -519,5 +544,5 @@ def convert_facekit(folder: Path) -> dict[str, np.ndarray]:
 def facekit_head(
     arrays: Mapping[str, np.ndarray], parts: Sequence[str] | None = TRACKING_PARTS, sha256: str = ""
 ) -> MorphableHead:
-    """A head of the chosen parts from `convert_facekit`'s arrays; see `facejax.data.model_file.select_parts`."""
+    """A head of the chosen parts from `convert_facekit`'s arrays; see `facejax.data.heads.model_file.select_parts`."""
     return head_from_arrays(arrays, parts, sha256)
