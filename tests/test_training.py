@@ -22,6 +22,7 @@ from facejax.training import (
     Config,
     NonFiniteLossError,
     Pure,
+    Recipe,
     find_recipe,
     make_step,
     override,
@@ -427,6 +428,12 @@ def test_a_rehearsal_has_the_shapes_of_training(tmp_path):
     assert jax.eval_shape(lambda: found) == expected
     after, _ = jax.jit(make_step(recipe))(*found)
     assert int(after["step"]) == 1
+
+
+def test_every_recipe_that_comes_with_facejax_can_be_rehearsed():
+    """Else benchmarks/device.py could not measure it."""
+    assert all(find_recipe(name).rehearsal is not Recipe.rehearsal for name in recipe_names())
+    assert all("paper" in find_recipe(name).presets for name in recipe_names())
 
 
 def test_a_recipe_without_a_rehearsal_says_so():
