@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -104,6 +105,18 @@ def test_the_readme_and_ci_run_the_same_tests():
     assert command in (ROOT / "README.md").read_text()
     script = (ROOT / ".ci" / "run").read_text()
     assert all(f"\n{part}\n" in script for part in command.split(" && "))
+
+
+@checkout
+def test_ci_tries_the_oldest_versions_with_tests_that_exist():
+    script = ROOT / ".ci" / "run"
+    if not script.is_file():
+        pytest.skip("the source distribution holds no CI script")
+    text = script.read_text()
+    assert "--resolution lowest-direct" in text
+    named = [n for group in re.findall(r"tests/test_\{([\w,]+)\}\.py", text) for n in group.split(",")]
+    assert len(named) > 10
+    assert [n for n in named if not (ROOT / "tests" / f"test_{n}.py").is_file()] == []
 
 
 @pytest.fixture(scope="module")
