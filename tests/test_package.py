@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,24 @@ def test_the_readme_and_ci_run_the_same_tests():
     assert command in (ROOT / "README.md").read_text()
     script = (ROOT / ".ci" / "run").read_text()
     assert all(f"\n{part}\n" in script for part in command.split(" && "))
+
+
+@checkout
+def test_the_workflow_runs_ci_on_the_oldest_and_the_newest_python():
+    file = ROOT / ".github" / "workflows" / "ci.yml"
+    if not file.is_file():
+        pytest.skip("the source distribution holds no workflow")
+    yaml = pytest.importorskip("yaml")
+    job = yaml.safe_load(file.read_text())["jobs"]["check"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    known = [
+        c.removeprefix("Programming Language :: Python :: ") for c in project["classifiers"] if "Python :: 3." in c
+    ]
+    assert job["strategy"]["matrix"]["python"] == [known[0], known[-1]]
+    steps = [step for step in job["steps"] if step.get("run") == ".ci/run"]
+    assert [step["env"] for step in steps] == [{"PYTHON": "python"}]
+    assert "${PYTHON:-" in (ROOT / ".ci" / "run").read_text()
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
 
 
 @checkout
