@@ -4,9 +4,6 @@ import dataclasses
 import functools
 import json
 import math
-import struct
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +26,11 @@ from facejax.data.codes import (
 from facejax.data.files import atomic_write
 from facejax.data.heads.avatar import AVATAR
 from facejax.data.meshes import write_mesh
+<<<<<<< HEAD
 from facejax.geometry.arrays import open_npz
+=======
+from facejax.data.npz import read_npz, write_npz
+>>>>>>> wt-results
 from facejax.geometry.cameras import camera_matrix, project
 from facejax.geometry.errors import InputError
 from facejax.geometry.meshes import Topology
@@ -55,7 +56,6 @@ PART_NAMES = ("skin", "left_eye", "right_eye", "teeth", "gums", "eye_sockets")
 """What `TrackResult.parts` counts; left and right are the subject's."""
 
 _CHUNK = 64  # frames of vertices in memory at a time while they are written
-_MAP_BYTES = 1 << 24  # arrays above 16 MiB are mapped from the file, not read
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -375,7 +375,7 @@ class TrackResult:
         arrays |= self.codes or flatten_code(clip, CLIP_CODE) | flatten_code(frames, FRAME_CODE)
         with_vertices = len(self) <= MAX_FRAMES_WITH_VERTICES
         with atomic_write(folder / "track.npz") as path:
-            _write_npz(path, arrays, {"vertices": self._vertices_in_chunks} if with_vertices else {})
+            write_npz(path, arrays, {"vertices": self._vertices_in_chunks} if with_vertices else {})
         if self.metrics is not None:
             save_metrics(folder, self.metrics)
         if self.is_avatar:
@@ -412,7 +412,7 @@ class TrackResult:
         path = path / "track.npz" if path.is_dir() else path
         if not path.is_file():
             raise InputError(f"No result at {path}: expected the folder that `facejax track --out` wrote.")
-        arrays = _read_npz(path)
+        arrays = read_npz(path)
         version = arrays.get("format_version")
         if version is None or version.shape != () or not np.issubdtype(version.dtype, np.integer):
             raise InputError(
@@ -532,6 +532,7 @@ def _text(value: Any, many: bool, label: str) -> str | tuple[str, ...]:
     return tuple(str(s) for s in array) if many else str(array)
 
 
+<<<<<<< HEAD
 def _write_npz(
     path: Path,
     arrays: Mapping[str, Any],
@@ -580,6 +581,8 @@ def _map_member(path: Path, info: zipfile.ZipInfo) -> np.ndarray:
         return np.memmap(path, dtype, "r", file.tell(), shape, "F" if fortran else "C")
 
 
+=======
+>>>>>>> wt-results
 def save_metrics(folder: Path | str, metrics: Mapping[str, Any]) -> None:
     """`metrics.json`: numbers by name, nested as they come; what is not finite becomes null, as JSON has no NaN."""
     with atomic_write(Path(folder) / "metrics.json") as path:

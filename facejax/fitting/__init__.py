@@ -1,6 +1,7 @@
 """Analysis by synthesis: a scene's unknowns from pictures."""
 
 from facejax.fitting.config import FitConfig
+from facejax.fitting.image import fit_image
 from facejax.fitting.plans import Known, plan_for
 from facejax.fitting.schedule import Stage
 from facejax.fitting.sequence import fit_sequence
@@ -15,6 +16,7 @@ __all__ = [
     "Settle",
     "Stage",
     "Turn",
+    "fit_image",
     "fit_sequence",
     "plan_for",
 ]
