@@ -3,13 +3,13 @@
 import math
 import struct
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from facejax.geometry.arrays import DAMAGE, open_npz
 from facejax.geometry.errors import InputError
 
 _MAP_BYTES = 1 << 24  # arrays above 16 MiB are mapped from the file, not read
@@ -46,9 +46,9 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
                 for info in archive.infolist()
                 if info.file_size > _MAP_BYTES and info.compress_type == zipfile.ZIP_STORED
             }
-        with np.load(path, allow_pickle=False) as file:
+        with open_npz(path) as file:
             return {name: mapped[name] if name in mapped else file[name] for name in file.files}
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, struct.error, NotImplementedError) as error:
+    except DAMAGE as error:
         raise InputError(f"{path} cannot be read as a result ({error}): it is truncated or not an npz file.") from error
 
 

@@ -98,9 +98,7 @@ def _files(path: Path) -> list[Path]:
         videos = [p.name for p in path.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES]
         pictures = images_in(path)
         if videos:
-            raise InputError(
-                f"The folder {path} holds videos ({videos[0]}) beside pictures: give one or the other."
-            )
+            raise InputError(f"The folder {path} holds videos ({videos[0]}) beside pictures: give one or the other.")
         return pictures
     if not path.is_file():
         raise InputError(f"No such picture or folder: {path}")
