@@ -55,7 +55,9 @@ def open_photos(source: Any) -> Video:
         sizes, reader, place = tuple(v.size for v in videos), _Arrays(videos), None
     for k, size in enumerate(sizes):
         if min(size) < _LEAST_PX:
-            raise InputError(f"Photo {k} is {size[0]} x {size[1]} pixels: a face to fit needs {_LEAST_PX} at least.")
+            raise InputError(
+                f"Photos must be at least {_LEAST_PX} pixels a side, and photo {k} is {size[0]} x {size[1]}."
+            )
     next(reader.iterate(0, 1, None))  # a header may be whole where the pixels are not
     count = len(sizes)
     return Video(
@@ -84,9 +86,13 @@ def photo_notes(count: int) -> tuple[str, ...]:
     )
 
 
-def has_several_sizes(folder: Path | str) -> bool:
-    """Whether a path is a folder of pictures that are not of one size, as photos are and a clip's frames are not."""
-    path = Path(folder).expanduser()
+def are_photos(source: Any) -> bool:
+    """Whether a path is one picture, or a folder of pictures that are not of one size: a clip's frames are."""
+    if not isinstance(source, str | os.PathLike):
+        return False
+    path = Path(source).expanduser()
+    if path.is_file():
+        return path.suffix.lower() in IMAGE_SUFFIXES
     if not path.is_dir():
         return False
     pictures = [p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]

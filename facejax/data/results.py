@@ -33,7 +33,8 @@ from facejax.geometry.meshes import Topology
 from facejax.geometry.records import Camera, Face, Pose, PyTree
 from facejax.models.avatar import Avatar
 from facejax.models.head import HeadModel
-from facejax.models.morphable import Expression, Identity, MorphableHead
+from facejax.models.morphable import Expression, Identity, MorphableHead, full_activations
+from facejax.scenes.unknowns import over_frames
 
 FORMAT_VERSION = 2
 """Of `track.npz`; it grows when an older reader would misread the file, or miss what it needs.
@@ -614,9 +615,10 @@ def assemble(
     get = np.asarray
     rotation, translation = get(poses.rotation), get(poses.translation)
     count = len(rotation)
-    twin, identity, expressions, harmonics = head.as_morphable(params, code, frames, jnp.asarray(light))
+    twin, identity, expressions, harmonics = head.as_morphable(params, code, frames, get(light))
     neutral = get(twin.neutral(twin.params, identity))
-    cameras = jax.tree_util.tree_map(lambda x: jnp.broadcast_to(x, (count, 2)), camera)
+    cameras = jax.tree_util.tree_map(lambda x: np.broadcast_to(get(x), (count, 2)), camera)
+    matrices = over_frames(_matrices(), (cameras,))
     sizes = np.asarray(image_size, dtype=np.int32)
     clip, moving = jax.tree_util.tree_map(get, (code, frames))
     landmarks = np.empty((count, len(head.landmarks478.triangles), 2), dtype=np.float32)
@@ -644,7 +646,7 @@ def assemble(
         "texture": get(identity.texture),
         "specular": get(twin.params.specular),
         "roughness": get(twin.params.roughness),
-        "expression": get(jax.vmap(twin.full_activations)(expressions)),
+        "expression": over_frames(_activations_of(twin.expression_names), (jax.tree_util.tree_map(get, expressions),)),
         "expression_names": twin.expression_names,
         "gaze": get(expressions.gaze),
         "eyelids": get(expressions.eyelids),
@@ -655,9 +657,9 @@ def assemble(
         "light": get(harmonics),
         "light_code": get(light),
         "light_model": light_model,
-        "intrinsics": get(camera_matrix(jax.tree_util.tree_map(lambda x: jnp.reshape(x, (-1, 2))[0], camera))),
+        "intrinsics": matrices[0],
         "image_size": sizes.reshape(-1, 2)[0],
-        "frame_intrinsics": get(jax.vmap(camera_matrix)(cameras)),
+        "frame_intrinsics": matrices,
         "frame_size": np.broadcast_to(sizes, (count, 2)),
         "time": get(time),
         "frame_ids": get(frame_ids),
@@ -670,6 +672,16 @@ def assemble(
     }
     codes = flatten_code(clip, CLIP_CODE) | flatten_code(moving, FRAME_CODE)
     return TrackResult(**_check_fields(fields, ""), metrics=metrics, head=head, params=params, codes=codes)
+
+
+@functools.cache
+def _matrices() -> Callable[..., Array]:
+    return jax.jit(jax.vmap(camera_matrix))
+
+
+@functools.lru_cache(maxsize=16)
+def _activations_of(names: tuple[str, ...]) -> Callable[..., Array]:
+    return jax.jit(jax.vmap(functools.partial(full_activations, names)))
 
 
 @functools.lru_cache(maxsize=4)

@@ -91,7 +91,7 @@ class Video:
     ) -> UInt8[np.ndarray, "n h w 3"]:
         """The frames of these numbers, in the order given, as one array. One pass, jumping between key frames.
 
-        Photos of several sizes do not fit into one array: take those one by one.
+        Photos of several sizes do not fit into one array: take those by `each`.
         """
         wanted = [int(i) for i in np.asarray(indices).reshape(-1)]
         if not wanted:
@@ -102,6 +102,11 @@ class Video:
         stream = self._reader.read([self.first + i for i in unique], max_side or self.max_side)
         found = dict(zip(unique, stream, strict=True))
         return np.stack([found[i] for i in wanted])
+
+    def each(self, indices: Sequence[SupportsIndex] | np.ndarray, *, max_side: int | None = None) -> Iterator[Rgb]:
+        """The frames of these numbers, in the order given, one by one, whatever their sizes."""
+        for i in np.asarray(indices).reshape(-1).tolist():
+            yield next(self.frames(i, i + 1, max_side=max_side))
 
     @property
     def damaged(self) -> tuple[int, ...]:

@@ -196,6 +196,6 @@ def read_frames(
     """(frame, mask or None) of these frames, a few in memory at a time."""
     for start in range(0, len(ids), _READ_AT_ONCE):
         part = list(ids[start : start + _READ_AT_ONCE])
-        frames = [next(clip.frames(i, i + 1)) for i in part] if clip.photo_sizes else clip.read(part)
+        frames = clip.each(part) if clip.photo_sizes else clip.read(part)
         ignored = masks.read(part) if masks is not None else [None] * len(part)
         yield from zip(frames, ignored, strict=True)

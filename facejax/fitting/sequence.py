@@ -1,6 +1,7 @@
 """`fit_sequence`: a head followed through a video, stage by stage."""
 
 import dataclasses
+import functools
 import os
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from facejax.geometry.records import Camera
 from facejax.models.head import HeadModel
 from facejax.objectives.landmarks import face_radius_px
 from facejax.scenes import Lens, LinearLighting, Scene, Unknowns, make_scene
-from facejax.scenes.unknowns import light_in, placed
+from facejax.scenes.unknowns import over_frames, placed
 
 STATUS_NAMES = ("tracked", "no face found", "landmarks not matched", "picture not matched", "not finite")
 """How a frame ended; what is worse comes later."""
@@ -160,7 +161,7 @@ class Fit:
         clip_of, scale = self.footage.clip, self.scale
         head, unknowns, status = self.scene.head, self.unknowns, self.status
         clip, frames = unknowns.clip, unknowns.frames
-        poses, cameras = jax.vmap(placed, in_axes=(None, 0))(clip, frames)
+        poses, cameras = over_frames(_placed(), (frames,), clip)
         if ipd_mm is not None:
             pivots = head.eye_pivots(unknowns.params, clip.code)
             scale = float(ipd_mm / 1e3 / jnp.linalg.norm(pivots[0] - pivots[1]))
@@ -174,7 +175,7 @@ class Fit:
             code=clip.code,
             frames=frames.code,
             poses=poses,
-            light=jax.vmap(light_in, in_axes=(None, 0))(clip, frames),
+            light=jax.tree_util.tree_map(lambda a, b: np.asarray(a)[None] + b, clip.light, frames.light),
             light_model=self.light_model,
             camera=cameras,
             image_size=clip_of.sizes,
@@ -187,6 +188,11 @@ class Fit:
             scale=scale,
             metrics={"stages": [log.as_numbers() for log in self.logs]},
         )
+
+
+@functools.cache
+def _placed():  # type: ignore[no-untyped-def]
+    return jax.jit(jax.vmap(placed, in_axes=(None, 0)))
 
 
 def run_fit(
