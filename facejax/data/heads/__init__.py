@@ -60,6 +60,7 @@ def load_head(name_or_path: str | os.PathLike[str], parts: Sequence[str] | None 
 
 
 load_model = load_head
+"""`load_head` by its older name."""
 
 
 def load_morphable(name_or_path: str | os.PathLike[str], parts: Sequence[str] | None = None) -> MorphableHead:
