@@ -28,6 +28,7 @@ FRAMES, SIDE = 5, 96
 BLOCKS = {str(p.relative_to(ROOT)): list(pages.python_blocks(p.read_text())) for p in PAGES}
 NEEDS = {
     "README.md": ("talk.mp4",),
+    "CONTRIBUTING.md": ("talk.mp4",),
     "docs/quick-start.md": ("talk.mp4", "talk"),
     "docs/fitting.md": ("talk.mp4",),
     "docs/relighting.md": ("tracked", "sky.hdr"),
