@@ -56,8 +56,8 @@ class FitConfig:
     light_smoothness: float = 10.0
     """Of the difference in time of light."""
     light_model: Literal["network", "sh", "shadowed-sh"] = "network"
-    """How a head is lit, see `facejax.scenes.make_scene`: its own way, which is an avatar's lighting network or harmonics
-    on a surface; spherical harmonics; or those with cast shadows, on an avatar of 9 bands."""
+    """How a head is lit, see `facejax.scenes.make_scene`: its own way (an avatar's lighting network, harmonics on a
+    surface), spherical harmonics, or those with cast shadows, on an avatar of 9 bands."""
     light_start: Literal["linear", "dark"] = "linear"
     """Where an avatar's light starts: from a linear fit to a few key frames, or from darkness as in the paper."""
     changing_light: bool = False
