@@ -10,7 +10,7 @@ import pytest
 from toy_avatar import toy_avatar
 from toy_head import toy_codes, toy_head, toy_result
 
-from facejax.data import heads, results
+from facejax.data import heads, npz, results
 from facejax.data.codes import flatten_code, unflatten_code
 from facejax.data.results import RESULT_FILES, TrackResult, assemble, load_metrics, save_metrics
 from facejax.geometry.cameras import project, to_camera_frame
@@ -191,7 +191,7 @@ def test_another_version_of_the_model_is_refused(result, monkeypatch):
 
 
 def test_large_arrays_are_mapped_not_read(result, tmp_path, monkeypatch):
-    monkeypatch.setattr(results, "_MAP_BYTES", 1000)
+    monkeypatch.setattr(npz, "_MAP_BYTES", 1000)
     result.save(tmp_path)
     loaded = TrackResult.load(tmp_path)
     assert isinstance(loaded.stored_vertices, np.memmap)

@@ -220,9 +220,7 @@ class StageClock:
         return self
 
     def __exit__(self, *unused: object) -> None:
-        forget = getattr(jax.monitoring, "unregister_event_duration_listener", None)  # JAX 0.6 has none
-        if forget is not None:
-            forget(self._compiling)
+        jax.monitoring.unregister_event_duration_listener(self._compiling)
 
     def __call__(self, stage: str) -> None:
         now = time.perf_counter()

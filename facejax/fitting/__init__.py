@@ -1,6 +1,7 @@
 """Analysis by synthesis: a scene's unknowns from pictures."""
 
 from facejax.fitting.config import FitConfig
+from facejax.fitting.image import fit_image
 from facejax.fitting.plans import Known, plan_for
 from facejax.fitting.schedule import Job, Stage, StageLog, run_stages
 from facejax.fitting.sequence import Fit, fit_clip, fit_sequence
@@ -19,6 +20,7 @@ __all__ = [
     "StageLog",
     "Turn",
     "fit_clip",
+    "fit_image",
     "fit_sequence",
     "plan_for",
     "run_stages",

@@ -1,6 +1,7 @@
 """Light on skin and pixels from geometry, as pure differentiable functions."""
 
-from facejax.renderers.deferred import Render, light_bases, make_renderer, specular_albedo, vertex_light
+from facejax.renderers.deferred import Render, light_bases, make_renderer, vertex_light
+from facejax.renderers.directional_albedo import specular_albedo
 from facejax.renderers.lights import (
     Environment,
     Light,
