@@ -88,6 +88,14 @@ def test_choices_and_scenes_are_their_parts():
     assert fingerprint(make_scene(toy_head(), (32, 32))) == fingerprint(one)  # the same head, made again
 
 
+def test_functions_are_what_they_compute():
+    def scaled(by):
+        return lambda x: by * x
+
+    differs(scaled(2.0), scaled(3.0))
+    differs(lambda x: 2.0 * x, lambda x: 3.0 * x)
+
+
 def test_what_has_no_content_to_tell_is_refused():
     with pytest.raises(InputError, match="leave `checkpoint` out"):
         fingerprint(object())

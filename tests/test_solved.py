@@ -10,8 +10,9 @@ from test_fit import EXACT, clip, head, intrinsics, quick
 
 from facejax.fitting import FitConfig, Known, Stage, Turn, fit_sequence
 from facejax.fitting.sequence import STATUS_NAMES, fit_clip
-from facejax.fitting.solve import Descent
+from facejax.fitting.solve import Descent, Lots, Settle
 from facejax.fitting.terms import Landmarks
+from facejax.geometry.errors import InputError
 from facejax.scenes import Harmonics, Scene, make_scene
 
 WHOLE = dataclasses.replace(EXACT, texture=True, sharpening=0)
@@ -135,3 +136,16 @@ def test_losses_of_every_stage_are_told():
     assert all(t["frames_stopped"] == 0 for t in told)
     assert STATUS_NAMES[0] == "tracked"
     assert FitConfig().key_frames == 32
+
+
+@pytest.mark.parametrize(
+    ("frames", "by"), [("alone", Descent()), ("windows", Lots()), ("windows", Settle()), ("alone", Settle())]
+)
+def test_a_stage_that_cannot_run_is_refused(frames, by):
+    with pytest.raises(InputError, match="takes"):
+        Stage("odd", (Turn((Landmarks(),), ("frame.pose",), 3, by=by),), frames)
+
+
+def test_a_stage_without_turns_is_refused():
+    with pytest.raises(InputError, match="has 0"):
+        Stage("empty", (), "key")

@@ -100,13 +100,24 @@ def _add(digest: Any, fact: Any) -> None:
             digest.update(field.name.encode())
             _add(digest, getattr(fact, field.name))
     elif isinstance(fact, types.FunctionType):
-        digest.update(f"{fact.__module__}.{fact.__qualname__}".encode() + fact.__code__.co_code)
+        digest.update(f"{fact.__module__}.{fact.__qualname__}".encode())
+        _add_code(digest, fact.__code__)
         for cell in fact.__closure__ or ():
             _add(digest, cell.cell_contents)
     else:
         raise InputError(
             f"What a {type(fact).__name__} holds cannot be told from one run to the next: leave `checkpoint` out."
         )
+
+
+def _add_code(digest: Any, code: types.CodeType) -> None:
+    """A function's instructions and constants, those of functions within it too."""
+    digest.update(code.co_code)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            _add_code(digest, constant)
+        else:
+            digest.update(repr(constant).encode())
 
 
 def _add_files(digest: Any, path: Path) -> None:

@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float
 from facejax.fitting.checkpoint import Checkpoint
 from facejax.fitting.footage import Footage
 from facejax.fitting.solve import (
+    Descent,
     GaussNewton,
     Lots,
     Settle,
@@ -63,6 +64,17 @@ class Stage:
     under the median of the key frames' light."""
     settle: bool = False
     """Whether the terms' closed forms are settled at the end."""
+
+    def __post_init__(self) -> None:
+        allowed = {"key": (Descent, Lots, GaussNewton, Settle), "windows": (Descent,), "alone": (Lots, GaussNewton)}
+        wrong = [type(t.by).__name__ for t in self.turns if not isinstance(t.by, allowed[self.frames])]
+        if wrong or not self.turns or (self.frames == "windows" and len(self.turns) > 1):
+            names = " or ".join(kind.__name__ for kind in allowed[self.frames])
+            many = "one turn" if self.frames == "windows" else "turns"
+            raise InputError(
+                f"The stage {self.name!r} over {self.frames} frames takes {many} by {names}, and has {len(self.turns)} "
+                f"by {', '.join(wrong) or 'these'}."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
