@@ -64,7 +64,7 @@ def encoded(scene: Scene, footage: Footage, unknowns: Unknowns) -> Unknowns:
         row = take_frames(frames, int(i)).replace(code=guess.frame)
         if guess.pose is not None:
             row = row.replace(pose=variables_of(guess.pose, camera, row.lens.reference_px))
-        frames = put_frames(frames, int(i), row)  # type: ignore[arg-type]
+        frames = put_frames(frames, np.array([i]), jax.tree_util.tree_map(lambda x: np.asarray(x)[None], row))
     mean = jax.tree_util.tree_map(lambda *x: jnp.mean(jnp.stack(x), axis=0), *codes)
     valid = np.asarray(footage.valid)
     frames = frames.replace(code=bridge(frames.code, valid), pose=bridge(frames.pose, valid))
