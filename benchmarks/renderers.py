@@ -21,19 +21,22 @@ from facejax.data.environments import load_environment
 from facejax.data.heads import load_model
 from facejax.data.heads.ict_facekit import PARTS as ICT_PARTS
 from facejax.geometry.cameras import project, to_camera_frame
-from facejax.geometry.meshes import Topology, vertex_normals
+from facejax.geometry.meshes import Topology, normalise, vertex_normals
 from facejax.geometry.records import Camera, Face, Image, Pose
 from facejax.geometry.rotations import rotvec_to_matrix
 from facejax.models.morphable import MorphableHead
-from facejax.renderers.deferred import make_renderer
-from facejax.renderers.lights import Environment, Light, rotate_light
+from facejax.renderers.deferred import make_renderer, vertex_light
+from facejax.renderers.lights import Environment, Light, power_along, rotate_light, sphere_directions
 from facejax.renderers.llvm import require_llvm
+from facejax.renderers.microfacet import gather_light
 from facejax.renderers.path_tracer import make_path_tracer
 from facejax.renderers.raster import Fragments, interpolate, rasterise
-from facejax.renderers.sh import sh_basis
+from facejax.renderers.sh import lobe_kernel, sh_basis
 from facejax.renderers.shadows import ShadowedRender, make_shadowed_renderer
+from facejax.renderers.texel_shading import texel_specular
+from facejax.renderers.vertex_shading import vertex_specular
 
-PARTS = ("speed", "visibility", "accuracy", "environment", "refresh", "batch")
+PARTS = ("speed", "visibility", "accuracy", "environment", "refresh", "lobes", "batch")
 SIZE = (256, 256)
 SKIN = ICT_PARTS["mouth_socket"][0]  # face, head and neck come before the mouth
 CAMERA = Camera(focal=jnp.array([600.0, 600.0]), principal_point=jnp.array([128.0, 128.0]))
@@ -322,6 +325,40 @@ def measure_refresh(head: MorphableHead, topology: Topology) -> dict[str, Any]:
     return {f"every_{n}": relative_error(draw(shapes[24], tables[24 - n]), fresh) for n in (1, 4, 12, 24)}
 
 
+def measure_lobes(directions: int = 16384) -> dict[str, Any]:
+    """Specular light on a convex body, an ellipsoid, against sums over directions, as seen by a camera.
+
+    The mean error over the mean radiance, over all that the camera sees and over what faces it (cosine above 0.9).
+    """
+    radii, light = np.array([0.075, 0.11, 0.09]), key_light()
+    on_sphere = np.asarray(sphere_directions(4000), np.float64)
+    normals_head = on_sphere / radii
+    area = np.linalg.norm(normals_head, axis=1)  # of the surface, per solid angle of the sphere; up to a factor
+    pose, points = pose_of(0.0), jnp.asarray(on_sphere * radii, jnp.float32)
+    in_camera = to_camera_frame(points, pose)
+    to_eye = normalise(-in_camera)
+    normals = normalise(jnp.asarray(normals_head, jnp.float32)) @ pose.rotation.T
+    facing = np.asarray(jnp.sum(normals * to_eye, axis=-1))
+    pixels = area * np.maximum(facing, 0.0) / np.sum(np.asarray(in_camera) ** 2, axis=1)
+    towards = sphere_directions(directions)
+    power = power_along(light, towards)
+    report: dict[str, Any] = {}
+    for alpha in (0.1, 0.3, 0.5):
+        face = face_of(np.asarray(points)).replace(roughness=jnp.full(len(points), alpha))
+        true = np.asarray(gather_light(normals, to_eye, face.specular, face.roughness, towards, power)[1])
+        found = {}
+        for name, normalised in (("normalised", True), ("as integrated", False)):
+            kernel = lobe_kernel(alpha, 9, normalised=normalised)
+            found[f"Dib, {name}"] = face.specular[:, None] * vertex_specular(normals, to_eye, light, kernel)
+            found[f"MoSAR, {name}"] = texel_specular(face.specular, normals, to_eye, light, kernel)
+        found["make_renderer"] = vertex_light(face, light, pose, normals @ pose.rotation)[1]
+        for name, value in found.items():
+            for where, seen in (("all", facing > 0), ("facing", facing > 0.9)):
+                off = np.abs(np.asarray(value) - true).mean(axis=1)[seen] @ pixels[seen]
+                report[f"{name}, {where}, alpha {alpha}"] = float(off / (true.mean(axis=1)[seen] @ pixels[seen]))
+    return report
+
+
 def measure_batch(topology: Topology, vertices: np.ndarray, count: int) -> dict[str, Any]:
     """Pictures per second of a batch of poses, visibility cached: for accelerators."""
     renderer = make_shadowed_renderer(topology, SIZE)
@@ -389,6 +426,8 @@ def rows_of(part: str, m: dict[str, Any]) -> list[Row]:
     if part == "refresh":
         return [(f"visibility {n.removeprefix('every_')} of 24 steps old (% of mean radiance)", 100 * error, "", "")
                 for n, error in m.items()]  # fmt: skip
+    if part == "lobes":
+        return [(f"{name} (% of specular radiance)", 100 * error, "", "") for name, error in sorted(m.items())]
     return [
         (f"pictures per second, batch {m['batch']}, forward", m["forward_per_second"], "", ""),
         (f"pictures per second, batch {m['batch']}, forward and backward", m["backward_per_second"], "", ""),
@@ -419,6 +458,7 @@ def main() -> None:
         "accuracy": lambda: measure_accuracy(topology, vertices, args.paths),
         "environment": lambda: measure_environment(topology, vertices, args.sky, args.paths),
         "refresh": lambda: measure_refresh(head, topology),
+        "lobes": measure_lobes,
         "batch": lambda: measure_batch(topology, vertices, batch),
     }
     report: dict[str, Any] = {"machine": machine_facts(cache_off=False)}

@@ -34,7 +34,7 @@ class Track:
     """Track the face in a video: shape, motion, expression, light and skin, as arrays, pictures and a GLB file."""
 
     video: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="VIDEO")]
-    """Video file, or folder of images."""
+    """Video file, folder of images, or photo; a folder of photos of several sizes is one person's."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     """Folder for the results; it is written whole or not at all."""
     model: str = "generic"
@@ -56,6 +56,8 @@ class Track:
     """Side in pixels of the face crop that is compared with the rendering."""
     frames: Annotated[str | None, tyro.conf.arg(metavar="A:B")] = None
     """Frames A up to, not including, B; either side may be left out."""
+    photos: bool = False
+    """The folder holds photos of one person, not a clip's frames."""
     preset: Literal["fast", "full"] = "fast"
     """`full` takes about five times as long and fits closer."""
     light: Literal["network", "sh", "shadowed-sh"] = "network"
@@ -87,6 +89,7 @@ class Track:
                 ipd_mm=self.ipd_mm,
                 size=self.size,
                 frames=frames,
+                photos=self.photos,
                 preset=self.preset,
                 light_model=self.light,
                 changing_light=self.changing_light,

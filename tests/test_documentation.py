@@ -32,7 +32,13 @@ GUIDES = sorted(page.name for page in ROOT.glob("docs/*.md") if page.name != "in
 
 def test_every_wing_offers_names():
     packages = {f"facejax.{init.parent.name}" for init in ROOT.glob("facejax/*/__init__.py")}
-    assert set(WINGS) == {"facejax", *packages} - set(api.WITHOUT_NAMES)
+    below = {
+        f"facejax.{i.parts[-3]}.{i.parts[-2]}"
+        for i in ROOT.glob("facejax/*/*/__init__.py")
+        if "__all__" in i.read_text()
+    }
+    assert set(WINGS) == {"facejax", *packages, *below} - set(api.WITHOUT_NAMES)
+    assert "facejax.fitting.terms" in below
     assert [package for package, wing in WINGS.items() if not wing.names] == []
 
 

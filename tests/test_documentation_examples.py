@@ -10,6 +10,7 @@ import sys
 import types
 from pathlib import Path
 
+import imageio.v3 as imageio
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,15 +21,17 @@ import facejax
 from facejax import cli
 from facejax.data import load_model, save_environment, write_video
 from facejax.data.checkpoints import find_checkpoint
-from facejax.fitting import FitConfig, fit_sequence
+from facejax.fitting import FitConfig, fit_clip, fit_image, fit_sequence
 from facejax.geometry import Camera, Pose, linear_to_srgb_bytes, project, rotvec_to_matrix, to_camera_frame
 from facejax.renderers import Environment, make_renderer
 
-FRAMES, SIDE = 5, 96
+FRAMES, PHOTOS, SIDE = 5, 2, 96
 BLOCKS = {str(p.relative_to(ROOT)): list(pages.python_blocks(p.read_text())) for p in PAGES}
 NEEDS = {
     "README.md": ("talk.mp4",),
+    "CONTRIBUTING.md": ("talk.mp4",),
     "docs/quick-start.md": ("talk.mp4", "talk"),
+    "docs/fitting.md": ("talk.mp4", "photos"),
     "docs/relighting.md": ("tracked", "sky.hdr"),
     "docs/avatars.md": ("talk.mp4", "avatar"),
     "docs/captures.md": ("DIR",),
@@ -69,22 +72,29 @@ def clip() -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def quick_fit(clip):
-    """`fit_sequence`, told where the clip's points are, and stopped after landmarks: no detector, no waiting."""
+def quick(clip):
+    """A way to fit, told where the clip's points are, and stopped after landmarks: no detector, no waiting."""
 
-    def fit(video, params, *, config=FitConfig(), **options):  # noqa: B008 (frozen)
-        small = dataclasses.replace(config, texture=False, key_frames=min(config.key_frames, 2), window=8)
-        return fit_sequence(video, params, landmarks=clip[1], config=small, **options)
+    def quick(function):
+        def fit(video, params, *, config=FitConfig(), **options):  # noqa: B008 (frozen)
+            small = dataclasses.replace(config, texture=False, key_frames=min(config.key_frames, 2), window=8)
+            seen = clip[1][:PHOTOS] if function is fit_image else clip[1]
+            return function(video, params, landmarks=seen, config=small, **options)
 
-    return fit
+        return fit
+
+    return quick
 
 
 @pytest.fixture(scope="module")
-def things(clip, quick_fit, tmp_path_factory) -> Path:
+def things(clip, quick, tmp_path_factory) -> Path:
     """All that `NEEDS` names."""
     folder = tmp_path_factory.mktemp("things")
     write_video(folder / "talk.mp4", clip[0], fps=25.0)
-    quick_fit(folder / "talk.mp4", load_model("generic")).save(folder / "talk")
+    (folder / "photos").mkdir()
+    for k, picture in enumerate(clip[0][:PHOTOS]):
+        imageio.imwrite(folder / "photos" / f"{k}.png", picture)
+    quick(fit_sequence)(folder / "talk.mp4", load_model("generic")).save(folder / "talk")
     shutil.copytree(folder / "talk", folder / "tracked")
     sky = np.random.default_rng(0).uniform(0.2, 1.0, (16, 32, 3)).astype(np.float32)
     save_environment(folder / "sky.hdr", Environment(radiance=jnp.asarray(sky)))
@@ -99,12 +109,14 @@ def things(clip, quick_fit, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("page", [page for page, blocks in BLOCKS.items() if blocks])
-def test_the_blocks_of_a_page_run(page, quick_fit, request, tmp_path, monkeypatch):
+def test_the_blocks_of_a_page_run(page, quick, request, tmp_path, monkeypatch):
     for need in NEEDS.get(page, ()):
         thing = request.getfixturevalue("things") / need
         (shutil.copytree if thing.is_dir() else shutil.copy)(thing, tmp_path / need)
     for module in (facejax, sys.modules["facejax.fitting"]):
-        monkeypatch.setattr(module, "fit_sequence", quick_fit)
+        monkeypatch.setattr(module, "fit_sequence", quick(fit_sequence))
+        monkeypatch.setattr(module, "fit_image", quick(fit_image))
+    monkeypatch.setattr(sys.modules["facejax.fitting"], "fit_clip", quick(fit_clip))
     monkeypatch.chdir(tmp_path)
     namespace = types.ModuleType("page")  # a module, because dataclasses look for theirs
     monkeypatch.setitem(sys.modules, "page", namespace)

@@ -22,8 +22,11 @@ from facejax.geometry.meshes import SurfacePoints
 from facejax.geometry.records import Camera, Pose
 from facejax.geometry.rotations import rotvec_to_matrix
 from facejax.models.avatar import Avatar
-from facejax.models.head import HeadModel
+from facejax.models.head import ROLES, HeadModel
 from facejax.models.morphable import MorphableHead
+from facejax.scenes import make_scene
+from facejax.scenes.lighting import light_rows
+from facejax.scenes.unknowns import path_name
 
 HEADS = ("toy", "generic", pytest.param("ict-facekit", marks=pytest.mark.assets), "toy avatar")
 FRAMES = 3
@@ -81,8 +84,14 @@ def test_it_is_a_head_model(head):
     hash(head)  # what is compiled for it is found again
     assert heads.resolve_head(head) is head
     assert re.fullmatch("[0-9a-f]{64}", head.sha256)
-    for preset in ("fast", "full"):
-        assert len(head.stages(preset)) > 0
+    assert set(head.roles) <= set(ROLES)
+    leaves = jax.tree_util.tree_leaves_with_path(
+        {"params": head.params, "clip": {"code": head.init_code()[0]}, "frame": {"code": head.init_code()[1]}}
+    )
+    names = {path_name(path) for path, _ in leaves}
+    for role, paths in head.roles.items():
+        assert all(any(n == p or n.startswith(p + ".") for n in names) for p in paths), role
+    assert "motion" in head.roles
 
 
 def test_codes_start_finite_and_in_the_same_shape_each_time(head):
@@ -90,9 +99,6 @@ def test_codes_start_finite_and_in_the_same_shape_each_time(head):
     jax.tree.map(np.testing.assert_array_equal, one, other)
     assert all(leaf.dtype == jnp.float32 and np.isfinite(leaf).all() for leaf in jax.tree.leaves(one))
     assert head.motion_features(one[1]).ndim == 1
-    light = head.init_light()
-    assert light.ndim == 2
-    assert light.shape[1] == 3
 
 
 def test_at_rest_it_is_the_neutral_person(head):
@@ -177,7 +183,8 @@ def test_landmarks_lie_on_the_head(head):
 
 def test_as_a_morphable_head_it_has_the_same_mesh(head, codes):
     clip, frames = codes
-    light = jnp.broadcast_to(head.init_light(), (FRAMES, *head.init_light().shape))
+    start = make_scene(head, (32, 32)).lighting.init()
+    light = jnp.broadcast_to(start, (FRAMES, *start.shape))
     twin, identity, expressions, harmonics = head.as_morphable(head.params, clip, frames, light)
     assert isinstance(twin, MorphableHead)
     assert harmonics.shape == (FRAMES, 9, 3)
@@ -205,7 +212,7 @@ def result_of(head, codes, poses, **changes) -> TrackResult:
     params = head.params
     if isinstance(head, Avatar):  # as after a fit, in which the network learns
         params = {**params, "lighting": jax.tree.map(lambda x: x + 0.01, params["lighting"])}
-    rows = head.init_light().shape[0]
+    rows = light_rows(make_scene(head, (32, 32)).lighting)
     fields = {
         "params": params,
         "code": codes[0],

@@ -36,7 +36,7 @@ def tracked(tmp_path):
     avatar = toy_avatar()
     clip, frame = avatar.init_code()
     frames = frame.replace(code=np.zeros((2, len(frame.code)), np.float32))
-    light = np.zeros((2, *clip.light.shape), np.float32)
+    light = np.zeros((2, *avatar.no_light().shape), np.float32)
     save_adapted(tmp_path, avatar, params=avatar.params, code=clip, frames=frames, light=light, about={})
     return tmp_path
 

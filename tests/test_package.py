@@ -2,8 +2,10 @@
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -107,6 +109,36 @@ def test_the_readme_and_ci_run_the_same_tests():
     assert command in (ROOT / "README.md").read_text()
     script = (ROOT / ".ci" / "run").read_text()
     assert all(f"\n{part}\n" in script for part in command.split(" && "))
+
+
+@checkout
+def test_the_workflow_runs_ci_on_the_oldest_and_the_newest_python():
+    file = ROOT / ".github" / "workflows" / "ci.yml"
+    if not file.is_file():
+        pytest.skip("the source distribution holds no workflow")
+    yaml = pytest.importorskip("yaml")
+    job = yaml.safe_load(file.read_text())["jobs"]["check"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    known = [
+        c.removeprefix("Programming Language :: Python :: ") for c in project["classifiers"] if "Python :: 3." in c
+    ]
+    assert job["strategy"]["matrix"]["python"] == [known[0], known[-1]]
+    steps = [step for step in job["steps"] if step.get("run") == ".ci/run"]
+    assert [step["env"] for step in steps] == [{"PYTHON": "python"}]
+    assert "${PYTHON:-" in (ROOT / ".ci" / "run").read_text()
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+@checkout
+def test_ci_tries_the_oldest_versions_with_tests_that_exist():
+    script = ROOT / ".ci" / "run"
+    if not script.is_file():
+        pytest.skip("the source distribution holds no CI script")
+    text = script.read_text()
+    assert "--resolution lowest-direct" in text
+    named = [n for group in re.findall(r"tests/test_\{([\w,]+)\}\.py", text) for n in group.split(",")]
+    assert len(named) > 10
+    assert [n for n in named if not (ROOT / "tests" / f"test_{n}.py").is_file()] == []
 
 
 @pytest.fixture(scope="module")

@@ -432,7 +432,7 @@ def avatar_clip():
         code=clip,
         frames=frame.replace(code=jnp.ones((n, *frame.code.shape))),
         poses=straight(jnp.zeros(n)),
-        light=jnp.ones((n, *clip.light.shape)),
+        light=jnp.ones((n, *avatar.no_light().shape)),
         light_model="network",
         camera=Camera(focal=jnp.array([900.0, 900.0]), principal_point=jnp.array([320.0, 240.0])),
         image_size=(640, 480),

@@ -12,6 +12,7 @@ from facejax.geometry.rotations import (
     matrix_to_rotvec,
     nearest_rotation,
     quaternion_to_matrix,
+    rotate,
     rotation_angle,
     rotvec_to_matrix,
     skew,
@@ -124,3 +125,10 @@ def test_gaze_points_where_it_says():
     np.testing.assert_allclose(sight, expected, atol=1e-6)
     assert (gaze_to_matrix(jnp.array([0.1, 0.0])) @ jnp.array([0.0, 0.0, 1.0]))[0] > 0.09  # to the subject's left
     assert (gaze_to_matrix(jnp.array([0.0, 0.1])) @ jnp.array([0.0, 0.0, 1.0]))[1] > 0.09  # up
+
+
+def test_many_points_under_one_rotation():
+    points = np.random.default_rng(0).normal(size=(4, 7, 3)).astype(np.float32)
+    rotation = Rotation.from_rotvec([0.3, -1.2, 0.7])
+    turned = rotate(jnp.asarray(points), jnp.asarray(rotation.as_matrix(), jnp.float32))
+    np.testing.assert_allclose(turned.reshape(-1, 3), rotation.apply(points.reshape(-1, 3)), atol=1e-6)

@@ -7,7 +7,6 @@ import pytest
 from scipy import special
 
 from facejax.geometry.rotations import rotvec_to_matrix
-from facejax.renderers.deferred import specular_albedo
 from facejax.renderers.sh import (
     irradiance,
     irradiance_basis,
@@ -168,49 +167,3 @@ def test_roughness_blurs_from_a_mirror_to_the_mean():
     assert (np.diff(kernel[1:], axis=1) < 0).all()
     np.testing.assert_allclose(kernel[5, 2], np.exp(-0.25 * 6), rtol=1e-6)
     assert np.isfinite(np.asarray(jax.jacfwd(lambda a: roughness_kernel(a, 5))(jnp.zeros(())))).all()
-
-
-def ggx_albedo(f0, alpha, cosine, n=400):
-    """Directional albedo of a GGX surface (correlated Smith, Schlick) by quadrature over visible half vectors."""
-    u, v = (x.ravel() for x in np.meshgrid((np.arange(n) + 0.5) / n, (np.arange(n) + 0.5) / n))
-    cos_h = np.sqrt((1 - u) / (1 + (alpha**2 - 1) * u))  # drawn in proportion to D(h) (n . h)
-    sin_h, phi = np.sqrt(1 - cos_h**2), 2 * np.pi * v
-    view = np.array([np.sqrt(1 - cosine**2), 0, cosine])
-    half = np.stack([sin_h * np.cos(phi), sin_h * np.sin(phi), cos_h], axis=-1)
-    vh = half @ view
-    light_z = 2 * vh * cos_h - cosine
-
-    def root(c):
-        return np.sqrt(alpha**2 + (1 - alpha**2) * c**2)
-
-    ok = (light_z > 0) & (vh > 0)
-    lz = np.where(ok, light_z, 1)
-    shadow = 2 * lz * cosine / (lz * root(cosine) + cosine * root(lz))
-    fresnel = f0 + (1 - f0) * (1 - np.clip(vh, 0, 1)) ** 5
-    return np.mean(np.where(ok, fresnel * shadow * vh / (cosine * cos_h), 0))
-
-
-@pytest.mark.parametrize("alpha", [0.05, 0.25, 0.5])
-def test_specular_albedo_is_near_the_integral_of_the_lobe(alpha):
-    cosines = [1.0, 0.8, 0.5, 0.2]
-    expected = [ggx_albedo(0.04, alpha, c) for c in cosines]
-    found = specular_albedo(jnp.full(4, 0.04), jnp.full(4, alpha), jnp.array(cosines))
-    np.testing.assert_allclose(found[:3], expected[:3], atol=0.02)  # as far as the fit goes
-    np.testing.assert_allclose(found[3], expected[3], atol=0.07)
-
-
-def test_specular_albedo_is_a_share_and_grows_towards_grazing():
-    grid = np.meshgrid([0.02, 0.04, 0.5, 1.0], np.linspace(0.01, 1, 12), np.linspace(0, 1, 15), indexing="ij")
-    value = np.asarray(specular_albedo(*(jnp.asarray(g, jnp.float32) for g in grid)))
-    assert value.min() >= 0
-    assert value.max() <= 1
-    skin = value[:2]
-    assert (np.diff(skin, axis=2) < 1e-3).all()
-    assert (skin[:, :6, 0] > 2 * skin[:, :6, -1]).all()
-    assert (np.asarray(specular_albedo(jnp.zeros(5), jnp.full(5, 0.3), jnp.linspace(0, 1, 5))) == 0).all()
-
-
-def test_skin_in_a_white_furnace_returns_no_more_than_it_gets():
-    """Albedo and lobe are added; for skin seen from up to 80 degrees that stays below what came in."""
-    gloss = specular_albedo(jnp.full(20, 0.028), jnp.full(20, 0.25), jnp.linspace(0.17, 1, 20))
-    assert (0.8 + np.asarray(gloss) < 1.0).all()

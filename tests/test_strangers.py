@@ -315,7 +315,7 @@ HELPERS = {
     "concurrent.futures.ProcessPoolExecutor": set(),
     "grain.multiprocessing": {"data/sources.py"},  # its workers: see safe_workers
     "importlib.import_module": {
-        "__init__.py",  # the package's own names, loaded when they are asked for
+        "_lazy.py",  # the package's own names, loaded when they are asked for
         "training/recipe.py",  # a table's
         "renderers/path_tracer.py",  # drjit
         "evaluation/deep_lighting.py",  # --identity module:function, typed by the person

@@ -178,9 +178,13 @@ def test_the_built_in_head_lowers():
 
 def test_fitting_lowers():
     def fit(start):
-        return minimise(lambda v: (jnp.sum((v["a"] - 1) ** 2), jnp.zeros((1, 1))), {"a": start}, ("a",), steps=3)
+        def loss(v):
+            each = jnp.sum((v["frame"]["a"] - 1) ** 2, axis=1)
+            return jnp.mean(each), each[None]
 
-    lower(fit, jnp.zeros(4))
+        return minimise(loss, {"frame": {"a": start}}, ("frame",), steps=3)
+
+    lower(fit, jnp.zeros((4, 2)))
 
 
 @pytest.mark.parametrize("bf16", ["false", "true"])

@@ -334,3 +334,12 @@ def test_the_clock_counts_nested_traces_once():
     clock = StageClock()
     clock._compiled = [(0.0, 2.0), (0.5, 1.0), (1.5, 3.0), (5.0, 6.0)]
     assert clock.compilation() == 4.0
+
+
+def test_the_clock_hears_of_compilation_until_it_is_left():
+    with StageClock() as clock:
+        jax.jit(lambda x: x + 1)(np.ones(3))
+    heard = clock.compilation()
+    assert heard > 0
+    jax.jit(lambda x: x + 2)(np.ones(3))
+    assert clock.compilation() == heard

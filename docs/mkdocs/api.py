@@ -1,7 +1,7 @@
 """The public surface of facejax and the pages about it, found in the source: nothing is imported, nothing is listed.
 
-A *wing* is `facejax` itself or a package directly below it; its public names are its `__all__`. Every wing gets a page
-with one directive for each name, so that a new wing or a new name needs no line here.
+A *wing* is `facejax` itself, a package directly below it, or one below those that has an `__all__`, which holds its
+public names. Every wing gets a page with one directive for each name: a new wing or a new name needs no line here.
 """
 
 import ast
@@ -44,9 +44,10 @@ class Wing:
 
 def wings() -> tuple[Wing, ...]:
     """Every wing, the package itself first."""
-    folders = [PACKAGE, *sorted(path.parent for path in PACKAGE.glob("*/__init__.py"))]
-    packages = ["facejax", *(f"facejax.{folder.name}" for folder in folders[1:])]
-    return tuple(wing(package) for package in packages if package not in WITHOUT_NAMES)
+    inits = sorted(PACKAGE.glob("*/__init__.py")) + sorted(PACKAGE.glob("*/*/__init__.py"))
+    below = [".".join(init.parent.relative_to(PACKAGE.parent).parts) for init in inits]
+    offering = [name for name in below if name.count(".") == 1 or _literal(_tree(name), "__all__")]
+    return tuple(wing(package) for package in ("facejax", *sorted(offering)) if package not in WITHOUT_NAMES)
 
 
 def wing(package: str) -> Wing:

@@ -18,16 +18,14 @@ from facejax.data.baking import bake_albedo
 from facejax.data.files import atomic_write
 from facejax.data.results import TrackResult
 from facejax.data.video import write_video
-from facejax.geometry.cameras import crop_camera, project, to_camera_frame
+from facejax.geometry.cameras import crop_camera
 from facejax.geometry.colour import linear_to_srgb_bytes, srgb_to_linear
 from facejax.geometry.errors import InputError
-from facejax.geometry.meshes import Topology, edge_neighbours, normalise, vertex_normals
+from facejax.geometry.meshes import Topology
 from facejax.geometry.records import Camera, Face, Pose
 from facejax.models.landmark_names import EYE_LEFT, EYE_RIGHT, IRIS_LEFT, IRIS_RIGHT, LIPS_INNER, LIPS_OUTER
-from facejax.renderers.deferred import vertex_light
-from facejax.renderers.raster import antialias, interpolate, rasterise
+from facejax.renderers.layers import make_layers_renderer
 from facejax.renderers.sh import irradiance
-from facejax.renderers.texture import sample_texture
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
@@ -82,10 +80,6 @@ class Layers:
     """(h, w, 1) in [0, 1]."""
 
 
-# a key light from above the camera's left shoulder shows the shape better than one at the lens
-_KEY_LIGHT = np.array([-0.35, -0.45, -1.0], dtype=np.float32) / np.float32(1.151)
-
-
 def _make_draw(result: TrackResult, size: tuple[int, int]) -> Callable[..., Array]:
     """(vertices in the head frame, light, rotation, translation, camera) -> (h, w, 8): the four `Layers`."""
     names = ("albedo", "texture", "specular", "roughness")
@@ -94,29 +88,13 @@ def _make_draw(result: TrackResult, size: tuple[int, int]) -> Callable[..., Arra
 
 @functools.lru_cache(maxsize=4)
 def _compiled(topology: Topology, size: tuple[int, int]) -> Callable[..., Array]:
-    faces, uv, uv_faces = topology.faces, jnp.asarray(topology.uv), topology.uv_faces
-    neighbours = edge_neighbours(faces)
+    draw_layers = make_layers_renderer(topology, size)
 
     def draw(
         appearance: dict[str, Array], vertices: Array, light: Array, rotation: Array, translation: Array, camera: Camera
     ) -> Array:
         face = Face(vertices=vertices, **appearance)
-        pose = Pose(rotation=rotation, translation=translation)
-        in_camera = to_camera_frame(vertices, pose)
-        on_image = jnp.concatenate([project(in_camera, camera), in_camera[:, 2:]], axis=-1)
-        fragments = rasterise(on_image, faces, size)
-        normals_head = vertex_normals(vertices, faces)
-        diffuse, gloss = vertex_light(face, light, pose, normals_head)
-        normals = jnp.matmul(normals_head, rotation.T, precision=jax.lax.Precision.HIGHEST)
-        values = interpolate(jnp.concatenate([face.albedo * diffuse, gloss, normals], axis=-1), fragments, faces)
-        texture = sample_texture(face.texture, interpolate(uv, fragments, uv_faces))
-        n = normalise(values[..., 6:])
-        clay = 0.25 + 0.7 * jnp.maximum(jnp.sum(n * _KEY_LIGHT, axis=-1, keepdims=True), 0)
-        shown = 0.5 + 0.5 * n * jnp.array([1.0, -1.0, -1.0])
-        colour = values[..., :3] * texture + values[..., 3:6]
-        stack = jnp.concatenate([colour, shown, clay, jnp.ones_like(clay)], axis=-1)
-        stack = jnp.where((fragments.triangle >= 0)[..., None], stack, 0.0)
-        return antialias(stack, fragments, on_image, faces, neighbours)
+        return draw_layers(face, light, Pose(rotation=rotation, translation=translation), camera)
 
     return jax.jit(draw)
 

@@ -1,6 +1,7 @@
 """`facejax track`: a video in, a folder of results out, whole or not at all."""
 
 import dataclasses
+import functools
 import os
 import platform
 import shutil
@@ -19,10 +20,11 @@ from facejax.data.files import atomic_folder, terminate_as_interrupt
 from facejax.data.gltf import write_glb
 from facejax.data.heads import resolve_head
 from facejax.data.landmarks import Landmarks, detect_landmarks, load_landmarks
+from facejax.data.photos import are_photos, open_photos, photo_landmarks
 from facejax.data.results import RESULT_FILES, TrackResult, save_metrics
 from facejax.data.video import Video, load_masks, open_video
 from facejax.evaluation.tracking import evaluate_track
-from facejax.fitting import FitConfig, Stage, fit_sequence
+from facejax.fitting import FitConfig, Stage, fit_image, fit_sequence
 from facejax.fitting.checkpoint import Checkpoint, fingerprint
 from facejax.geometry.errors import InputError
 from facejax.models.avatar import Avatar
@@ -51,6 +53,7 @@ def track(
     ipd_mm: float | None = None,
     size: int = 256,
     frames: tuple[int | None, int | None] | None = None,
+    photos: bool = False,
     preset: str = "fast",
     light_model: str = "network",
     changing_light: bool = False,
@@ -65,7 +68,8 @@ def track(
     """Track the face in a video and write the folder `out`; returns the table of what was reached.
 
     Options are those of `fit_sequence`; model: a name, a path or a head; an avatar writes `AVATAR_FILES` too, and is
-    lit by `light_model`, changing in the clip or not, see `FitConfig`. frames: (first, one past the last).
+    lit by `light_model`, changing in the clip or not, see `FitConfig`. frames: (first, one past the last). photos: the
+    pictures are photos of one person, see `fit_image`; one picture, and a folder of several sizes, are taken so anyway.
     config: instead of preset and size. stages: instead of the head's plan. renders: write `renders/` too. extra: writes
     files of its own, named in `extra_files`, into the folder, and returns more rows for the table and `metrics.json`.
 
@@ -84,27 +88,29 @@ def track(
         if not resume:
             shutil.rmtree(work, ignore_errors=True)
         resumed = work.is_dir()
-        clip = video if isinstance(video, Video) else open_video(video, frames)
+        photos = photos or are_photos(video)
+        clip = _opened(video, frames, photos)
         config = config or _config(preset, size, light_model=light_model, changing_light=changing_light)
         head = resolve_head(model)
         avatar = head if isinstance(head, Avatar) else None
         ignored = load_masks(masks, clip) if masks is not None else None
         earlier = TrackResult.load(identity) if identity is not None else None
         seen = find_landmarks(clip, landmarks, face=face, work=work, progress=tell)
-        result = fit_sequence(
-            clip,
-            head,
-            landmarks=seen,
-            intrinsics=intrinsics,
-            masks=ignored,
-            identity=earlier,
-            face=face,
-            ipd_mm=ipd_mm,
-            config=config,
-            progress=tell,
-            checkpoint=work,
-            stages=stages,
-        )
+        options: dict[str, Any] = {
+            "landmarks": seen,
+            "intrinsics": intrinsics,
+            "ipd_mm": ipd_mm,
+            "config": config,
+            "progress": tell,
+            "checkpoint": work,
+            "stages": stages,
+        }
+        if photos:
+            if ignored is not None or earlier is not None:
+                raise InputError("Photos are fitted without masks and without an earlier identity: leave both out.")
+            result = fit_image(clip, head, **options)
+        else:
+            result = fit_sequence(clip, head, masks=ignored, identity=earlier, **options)
         tell("measuring", 0, 1)
         seconds, compiling = clock.seconds(), clock.compilation()
         view = None
@@ -122,7 +128,7 @@ def track(
         more = list(extra(result, folder)) if extra else []
         tell("measuring", 1, 1)
         known = {"intrinsics": intrinsics is not None, "identity": identity is not None, "ipd_mm": ipd_mm}
-        notes = _notes(clip, seen)
+        notes: list[str] = (result.metrics or {}).get("notes") or _notes(clip, seen)
         if view is not None:
             notes += filter(None, [how_it_fits(reached["landmarks"]["lips"])])
         if resume:
@@ -144,6 +150,16 @@ def track(
         save_metrics(folder, metrics)
     shutil.rmtree(work, ignore_errors=True)
     return [*_rows(result, metrics), *more, *(("note", note, None) for note in notes)]
+
+
+def _opened(video: Any, frames: tuple[int | None, int | None] | None, photos: bool) -> Video:
+    if isinstance(video, Video):
+        return video
+    if not photos:
+        return open_video(video, frames)
+    if frames is not None:
+        raise InputError("Photos have no frames to choose among: give those that are wanted, without `frames`.")
+    return open_photos(video)
 
 
 def _config(preset: str, size: int, **light: Any) -> FitConfig:
@@ -168,14 +184,16 @@ def find_landmarks(
         return given
     if given is not None:
         return load_landmarks(given, clip.n_frames, clip.size, source_frames=clip.source_frames, first=clip.first)
+    tell = functools.partial(progress, "landmarks")
     keep = Checkpoint(work, fingerprint(clip, face))
     arrays = ("points", "depth", "blendshapes", "valid", "confidence", "box")
     kept = keep.load("landmarks", dict.fromkeys(arrays, 0))
     if kept is not None and clip.path is not None:
         names, notes = (tuple(str(n) for n in kept[1][k].tolist()) for k in ("names", "notes"))
         return Landmarks(**kept[0], blendshape_names=names, image_size=clip.size, notes=notes)
-    progress("landmarks", 0, clip.n_frames)
-    found = detect_landmarks(clip, face=face, progress=lambda done, total: progress("landmarks", done, total))
+    tell(0, clip.n_frames)
+    detect: Callable[..., Landmarks] = photo_landmarks if clip.photo_sizes else detect_landmarks
+    found = detect(clip, face=face, progress=tell)
     keep.save(
         "landmarks",
         {name: getattr(found, name) for name in arrays},
@@ -197,7 +215,7 @@ def write_result(
     progress("preview.png", 0, 1)
     count = int(np.clip(_PREVIEW_PIXELS // (clip.size[0] * clip.size[1]), 1, 4))
     picks = preview_frames(result, count)
-    preview_png(folder / "preview.png", clip.read(picks), result, picks)
+    preview_png(folder / "preview.png", clip.each(picks), result, picks)
     progress("preview.png", 1, 1)
     progress("head.glb", 0, 1)
     write_glb(folder / "head.glb", result)
@@ -220,9 +238,7 @@ class StageClock:
         return self
 
     def __exit__(self, *unused: object) -> None:
-        forget = getattr(jax.monitoring, "unregister_event_duration_listener", None)  # JAX 0.6 has none
-        if forget is not None:
-            forget(self._compiling)
+        jax.monitoring.unregister_event_duration_listener(self._compiling)
 
     def __call__(self, stage: str) -> None:
         now = time.perf_counter()

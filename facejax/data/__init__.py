@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from facejax.data.landmarks import Landmarks, detect_landmarks, load_landmarks, save_landmarks
     from facejax.data.meshes import read_mesh, write_mesh
     from facejax.data.multiface import Choice, Multiface, open_capture
+    from facejax.data.photos import open_photos
     from facejax.data.results import TrackResult
     from facejax.data.sources import RecordFolder, Source, write_records
     from facejax.data.video import Masks, Video, load_masks, open_video, write_video
@@ -48,6 +49,7 @@ __all__ = [
     "load_model",
     "load_sh",
     "open_capture",
+    "open_photos",
     "open_video",
     "read_head",
     "read_light_patterns",

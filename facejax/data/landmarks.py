@@ -493,6 +493,34 @@ def _span(first: int, last: int) -> str:
     return f"frame {first}" if first == last else f"frames {first} to {last}"
 
 
+def landmarks_from_array(points: np.ndarray, n_frames: int, size: tuple[int, int]) -> Landmarks:
+    """Landmarks from an array (F, 478, 2 or 3) in pixels, NaN where missing."""
+    if points.ndim != 3 or points.shape[1] != 478 or points.shape[2] not in (2, 3):
+        raise InputError(f"Landmarks must have the shape (frames, 478, 2 or 3), and these have {points.shape}.")
+    if len(points) != n_frames:
+        raise InputError(
+            f"Landmarks must be given for every frame: the video has {n_frames} and these are {len(points)}."
+        )
+    points = points.astype(np.float32)
+    depth = points[..., 2] if points.shape[2] == 3 else np.full(points.shape[:2], np.nan, np.float32)
+    seen = np.isfinite(points[..., :2]).all(axis=2)
+    if not seen.any():
+        raise InputError("Every landmark is NaN; give at least one frame with a face.")
+    confidence = np.stack([landmark_confidence(p[:, :2], d, size) for p, d in zip(points, depth, strict=True)])
+    box = np.concatenate([np.nanmin(np.where(seen[..., None], points[..., :2], np.inf), axis=1),
+                          np.nanmax(np.where(seen[..., None], points[..., :2], -np.inf), axis=1)], axis=1)  # fmt: skip
+    return Landmarks(
+        points=points[..., :2],
+        depth=depth,
+        blendshapes=np.full((n_frames, 0), np.nan, np.float32),
+        blendshape_names=(),
+        valid=seen.any(axis=1),
+        confidence=confidence.astype(np.float32),
+        image_size=size,
+        box=box.astype(np.float32),
+    )
+
+
 def detect_landmarks(
     video: Video,
     *,

@@ -4,9 +4,6 @@ import dataclasses
 import functools
 import json
 import math
-import struct
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -29,14 +26,15 @@ from facejax.data.codes import (
 from facejax.data.files import atomic_write
 from facejax.data.heads.avatar import AVATAR
 from facejax.data.meshes import write_mesh
-from facejax.geometry.arrays import open_npz
+from facejax.data.npz import read_npz, write_npz
 from facejax.geometry.cameras import camera_matrix, project
 from facejax.geometry.errors import InputError
 from facejax.geometry.meshes import Topology
 from facejax.geometry.records import Camera, Face, Pose, PyTree
 from facejax.models.avatar import Avatar
 from facejax.models.head import HeadModel
-from facejax.models.morphable import Expression, Identity, MorphableHead
+from facejax.models.morphable import Expression, Identity, MorphableHead, full_activations
+from facejax.scenes.unknowns import over_frames
 
 FORMAT_VERSION = 2
 """Of `track.npz`; it grows when an older reader would misread the file, or miss what it needs.
@@ -55,7 +53,6 @@ PART_NAMES = ("skin", "left_eye", "right_eye", "teeth", "gums", "eye_sockets")
 """What `TrackResult.parts` counts; left and right are the subject's."""
 
 _CHUNK = 64  # frames of vertices in memory at a time while they are written
-_MAP_BYTES = 1 << 24  # arrays above 16 MiB are mapped from the file, not read
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -375,7 +372,7 @@ class TrackResult:
         arrays |= self.codes or flatten_code(clip, CLIP_CODE) | flatten_code(frames, FRAME_CODE)
         with_vertices = len(self) <= MAX_FRAMES_WITH_VERTICES
         with atomic_write(folder / "track.npz") as path:
-            _write_npz(path, arrays, {"vertices": self._vertices_in_chunks} if with_vertices else {})
+            write_npz(path, arrays, {"vertices": self._vertices_in_chunks} if with_vertices else {})
         if self.metrics is not None:
             save_metrics(folder, self.metrics)
         if self.is_avatar:
@@ -412,7 +409,7 @@ class TrackResult:
         path = path / "track.npz" if path.is_dir() else path
         if not path.is_file():
             raise InputError(f"No result at {path}: expected the folder that `facejax track --out` wrote.")
-        arrays = _read_npz(path)
+        arrays = read_npz(path)
         version = arrays.get("format_version")
         if version is None or version.shape != () or not np.issubdtype(version.dtype, np.integer):
             raise InputError(
@@ -532,54 +529,6 @@ def _text(value: Any, many: bool, label: str) -> str | tuple[str, ...]:
     return tuple(str(s) for s in array) if many else str(array)
 
 
-def _write_npz(
-    path: Path,
-    arrays: Mapping[str, Any],
-    streams: Mapping[str, Callable[[], tuple[tuple[int, ...], Iterator[np.ndarray]]]],
-) -> None:
-    """An uncompressed npz; `streams` give (shape, float32 chunks along axis 0) of arrays too large for memory."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-        for name, value in arrays.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, np.asanyarray(value), allow_pickle=False)
-        for name, stream in streams.items():
-            shape, chunks = stream()
-            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                np.lib.format.write_array_header_1_0(member, header)
-                for chunk in chunks:
-                    member.write(np.ascontiguousarray(chunk, dtype="<f4").tobytes())
-
-
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of an npz; the large ones mapped from the file if they are not compressed."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            mapped = {
-                info.filename.removesuffix(".npy"): _map_member(path, info)
-                for info in archive.infolist()
-                if info.file_size > _MAP_BYTES and info.compress_type == zipfile.ZIP_STORED
-            }
-        with open_npz(path) as file:
-            return {name: mapped[name] if name in mapped else file[name] for name in file.files}
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, struct.error, NotImplementedError) as error:
-        raise InputError(f"{path} cannot be read as a result ({error}): it is truncated or not an npz file.") from error
-
-
-def _map_member(path: Path, info: zipfile.ZipInfo) -> np.ndarray:
-    with open(path, "rb") as file:
-        file.seek(info.header_offset)
-        local = file.read(30)
-        name_length, extra_length = struct.unpack("<HH", local[26:30])  # they may differ from the central directory's
-        file.seek(name_length + extra_length, 1)
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(file)
-        if dtype.hasobject or file.tell() + dtype.itemsize * math.prod(shape) > path.stat().st_size:
-            raise ValueError(f"`{info.filename}` does not fit the file")
-        return np.memmap(path, dtype, "r", file.tell(), shape, "F" if fortran else "C")
-
-
 def save_metrics(folder: Path | str, metrics: Mapping[str, Any]) -> None:
     """`metrics.json`: numbers by name, nested as they come; what is not finite becomes null, as JSON has no NaN."""
     with atomic_write(Path(folder) / "metrics.json") as path:
@@ -666,9 +615,10 @@ def assemble(
     get = np.asarray
     rotation, translation = get(poses.rotation), get(poses.translation)
     count = len(rotation)
-    twin, identity, expressions, harmonics = head.as_morphable(params, code, frames, jnp.asarray(light))
+    twin, identity, expressions, harmonics = head.as_morphable(params, code, frames, get(light))
     neutral = get(twin.neutral(twin.params, identity))
-    cameras = jax.tree_util.tree_map(lambda x: jnp.broadcast_to(x, (count, 2)), camera)
+    cameras = jax.tree_util.tree_map(lambda x: np.broadcast_to(get(x), (count, 2)), camera)
+    matrices = over_frames(_matrices(), (cameras,))
     sizes = np.asarray(image_size, dtype=np.int32)
     clip, moving = jax.tree_util.tree_map(get, (code, frames))
     landmarks = np.empty((count, len(head.landmarks478.triangles), 2), dtype=np.float32)
@@ -696,7 +646,7 @@ def assemble(
         "texture": get(identity.texture),
         "specular": get(twin.params.specular),
         "roughness": get(twin.params.roughness),
-        "expression": get(jax.vmap(twin.full_activations)(expressions)),
+        "expression": over_frames(_activations_of(twin.expression_names), (jax.tree_util.tree_map(get, expressions),)),
         "expression_names": twin.expression_names,
         "gaze": get(expressions.gaze),
         "eyelids": get(expressions.eyelids),
@@ -707,9 +657,9 @@ def assemble(
         "light": get(harmonics),
         "light_code": get(light),
         "light_model": light_model,
-        "intrinsics": get(camera_matrix(jax.tree_util.tree_map(lambda x: jnp.reshape(x, (-1, 2))[0], camera))),
+        "intrinsics": matrices[0],
         "image_size": sizes.reshape(-1, 2)[0],
-        "frame_intrinsics": get(jax.vmap(camera_matrix)(cameras)),
+        "frame_intrinsics": matrices,
         "frame_size": np.broadcast_to(sizes, (count, 2)),
         "time": get(time),
         "frame_ids": get(frame_ids),
@@ -722,6 +672,16 @@ def assemble(
     }
     codes = flatten_code(clip, CLIP_CODE) | flatten_code(moving, FRAME_CODE)
     return TrackResult(**_check_fields(fields, ""), metrics=metrics, head=head, params=params, codes=codes)
+
+
+@functools.cache
+def _matrices() -> Callable[..., Array]:
+    return jax.jit(jax.vmap(camera_matrix))
+
+
+@functools.lru_cache(maxsize=16)
+def _activations_of(names: tuple[str, ...]) -> Callable[..., Array]:
+    return jax.jit(jax.vmap(functools.partial(full_activations, names)))
 
 
 @functools.lru_cache(maxsize=4)

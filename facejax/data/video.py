@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol, SupportsIndex
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int32, UInt8
 
 from facejax.data.containers import create_mp4, open_container
 from facejax.data.pictures import open_picture
@@ -67,6 +67,14 @@ class Video:
     max_side: int | None
     notes: tuple[str, ...]
     _reader: Any = dataclasses.field(repr=False)
+    photo_sizes: tuple[tuple[int, int], ...] = ()
+    """(width, height) of each, where the frames are photos, see `facejax.data.photos`: then `size` is the first's."""
+
+    @property
+    def sizes(self) -> Int32[np.ndarray, "frames 2"]:
+        """(width, height) of every frame."""
+        every = self.photo_sizes or ((self.size,) * self.n_frames)
+        return np.asarray(every, np.int32).reshape(self.n_frames, 2)
 
     def frames(self, start: int = 0, stop: int | None = None, *, max_side: int | None = None) -> Iterator[Rgb]:
         """Frames start..stop-1, one by one: (height, width, 3) uint8, sRGB-encoded. Memory does not grow with the clip.
@@ -81,7 +89,10 @@ class Video:
     def read(
         self, indices: Sequence[SupportsIndex] | np.ndarray, *, max_side: int | None = None
     ) -> UInt8[np.ndarray, "n h w 3"]:
-        """The frames of these numbers, in the order given, as one array. One pass, jumping between key frames."""
+        """The frames of these numbers, in the order given, as one array. One pass, jumping between key frames.
+
+        Photos of several sizes do not fit into one array: take those by `each`.
+        """
         wanted = [int(i) for i in np.asarray(indices).reshape(-1)]
         if not wanted:
             raise InputError("`indices` names no frame; give at least one frame number.")
@@ -91,6 +102,11 @@ class Video:
         stream = self._reader.read([self.first + i for i in unique], max_side or self.max_side)
         found = dict(zip(unique, stream, strict=True))
         return np.stack([found[i] for i in wanted])
+
+    def each(self, indices: Sequence[SupportsIndex] | np.ndarray, *, max_side: int | None = None) -> Iterator[Rgb]:
+        """The frames of these numbers, in the order given, one by one, whatever their sizes."""
+        for i in np.asarray(indices).reshape(-1).tolist():
+            yield next(self.frames(i, i + 1, max_side=max_side))
 
     @property
     def damaged(self) -> tuple[int, ...]:
@@ -137,7 +153,7 @@ def open_video(
         if not path.exists():
             raise InputError(f"No such file or folder: {path}")
         if path.is_dir():
-            facts = _open_images(path, _images_in(path), image_fps)
+            facts = _open_images(path, images_in(path), image_fps)
         elif path.suffix.lower() in IMAGE_SUFFIXES:
             facts = _open_images(path, [path], image_fps)
         else:
@@ -243,7 +259,9 @@ def _open_array(source: Any, fps: float) -> _Facts:
 # Images --------------------------------------------------------------------------------------------------------------
 
 
-class _ImagesReader:
+class ImagesReader:
+    """Frames from files, decoded when they are asked for."""
+
     damaged: frozenset[int] = frozenset()
 
     def __init__(self, paths: list[Path]) -> None:
@@ -263,14 +281,15 @@ def natural_key(path: Path) -> list[tuple[int, int, str]]:
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part.lower()) for part in parts]
 
 
-def _images_in(folder: Path) -> list[Path]:
+def images_in(folder: Path) -> list[Path]:
+    """The pictures of a folder, in natural order; `InputError` if there are none."""
     names = [p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
     if not names:
         raise InputError(f"The folder {folder} holds no images ({', '.join(IMAGE_SUFFIXES)}).")
     return sorted(names, key=natural_key)
 
 
-def _image_size(path: Path) -> tuple[int, int]:
+def image_size(path: Path) -> tuple[int, int]:
     """(width, height) after EXIF rotation, from the header alone."""
     with open_picture(path) as image:
         turned = image.getexif().get(0x0112, 1) >= 5  # 5..8 are the orientations that swap the axes
@@ -291,7 +310,7 @@ def _read_image(path: Path) -> np.ndarray:
 
 
 def _open_images(path: Path, paths: list[Path], fps: float) -> _Facts:
-    sizes = [_image_size(p) for p in paths]
+    sizes = [image_size(p) for p in paths]
     for p, size in zip(paths, sizes, strict=True):
         if size != sizes[0]:
             raise InputError(
@@ -300,7 +319,7 @@ def _open_images(path: Path, paths: list[Path], fps: float) -> _Facts:
             )
     _read_image(paths[0])  # a header may be whole where the pixels are not
     notes = (f"{len(paths)} images taken as {fps:g} frames per second",) if len(paths) > 1 else ()
-    return _Facts(_ImagesReader(paths), sizes[0], np.arange(len(paths)) / fps, fps, notes=notes)
+    return _Facts(ImagesReader(paths), sizes[0], np.arange(len(paths)) / fps, fps, notes=notes)
 
 
 def _shrink(frame: np.ndarray, max_side: int | None) -> np.ndarray:
@@ -692,7 +711,7 @@ def load_masks(folder: str | os.PathLike[str], video: Video) -> Masks:
     path = Path(folder).expanduser()
     if not path.is_dir():
         raise InputError(f"No such folder of masks: {path}")
-    paths = _images_in(path)
+    paths = images_in(path)
     if len(paths) == video.source_frames:
         paths = paths[video.first : video.first + video.n_frames]
     if len(paths) != video.n_frames:
@@ -700,7 +719,7 @@ def load_masks(folder: str | os.PathLike[str], video: Video) -> Masks:
             f"The folder {path} must hold one mask per frame, {video.n_frames} in all, and holds {len(paths)} images."
         )
     for p in paths:
-        size = _image_size(p)
+        size = image_size(p)
         if size != video.size:
             raise InputError(
                 f"Masks must have the video's size, {video.size[0]} x {video.size[1]}, "

@@ -10,7 +10,8 @@ class FitConfig:
     otherwise."""
 
     preset: Literal["fast", "full"] = "fast"
-    """How many steps the head's stages take: `full` spends about five times as many, and renders what it compares."""
+    """How many steps the stages take: `full` takes about twice as many on a head's skin, with more points and a finer
+    texture, and as many as the paper on an avatar."""
     size: int = 256
     """Side in pixels of the square face crop that photometric terms see."""
     key_frames: int = 32
@@ -55,7 +56,8 @@ class FitConfig:
     light_smoothness: float = 10.0
     """Of the difference in time of light."""
     light_model: Literal["network", "sh", "shadowed-sh"] = "network"
-    """How an avatar is lit: its lighting network, 27 numbers of spherical harmonics, or 9 bands with cast shadows."""
+    """How a head is lit, see `facejax.scenes.make_scene`: its own way (an avatar's lighting network, harmonics on a
+    surface), spherical harmonics, or those with cast shadows, on an avatar of 9 bands."""
     light_start: Literal["linear", "dark"] = "linear"
     """Where an avatar's light starts: from a linear fit to a few key frames, or from darkness as in the paper."""
     changing_light: bool = False

@@ -3,26 +3,15 @@
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from facejax.data.landmarks import Landmarks
 from facejax.data.video import Masks, Video
 
 _READ_AT_ONCE = 4  # full frames in memory while they are read out of order: 8K frames are 100 MB each
 _KEPT = 16  # crops of the last frames, of which neighbouring windows want some again
-
-
-class Frames(Protocol):
-    """A clip or some photos: what `facejax.data.video.Video` offers of its pictures."""
-
-    n_frames: int
-
-    def frames(self, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]: ...
-
-    def read(self, indices: Sequence[int]) -> list[np.ndarray]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +33,7 @@ class Footage:
     """Frames and what was detected in them. Crops of ascending frames are cut in one pass over the clip, however many
     calls ask for them."""
 
-    clip: Video | Any
+    clip: Video
     masks: Masks | None
     points: Float[np.ndarray, "f n 2"]
     """Detected points, pixels, NaN where missing."""
@@ -54,11 +43,6 @@ class Footage:
 
     def __post_init__(self) -> None:
         self._streams: dict[Look, _Stream] = {}
-
-    @property
-    def sizes(self) -> Int[np.ndarray, "f 2"]:
-        """(width, height) of every frame, pixels."""
-        return np.broadcast_to(np.asarray(self.clip.size, np.int32), (len(self.points), 2))
 
     @functools.cached_property
     def _boxes(self) -> dict[float, Float[np.ndarray, "f 4"]]:
@@ -90,7 +74,7 @@ class Footage:
         return confidence
 
 
-def footage_of(clip: Video | Any, seen: Landmarks, masks: Masks | None = None) -> Footage:
+def footage_of(clip: Video, seen: Landmarks, masks: Masks | None = None) -> Footage:
     """A clip with its landmarks."""
     return Footage(clip, masks, np.asarray(seen.points), np.asarray(seen.confidence), np.asarray(seen.valid))
 
@@ -233,11 +217,11 @@ def _gaussian(image: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def read_frames(
-    clip: Video | Any, masks: Masks | None, ids: Sequence[int] | np.ndarray
+    clip: Video, masks: Masks | None, ids: Sequence[int] | np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
     """(frame, mask or None) of these frames, a few in memory at a time."""
     for start in range(0, len(ids), _READ_AT_ONCE):
         part = list(ids[start : start + _READ_AT_ONCE])
-        frames = clip.read(part)
+        frames = clip.each(part) if clip.photo_sizes else clip.read(part)
         ignored = masks.read(part) if masks is not None else [None] * len(part)
         yield from zip(frames, ignored, strict=True)

@@ -33,7 +33,7 @@ from facejax.fitting.terms.term import Observed
 from facejax.geometry.errors import InputError
 from facejax.geometry.records import PyTree
 from facejax.scenes import Scene, Unknowns
-from facejax.scenes.unknowns import put_frames, take_frames
+from facejax.scenes.unknowns import on_host, put_frames, take_frames
 
 Progress = Callable[[str, int, int], None]
 """Called with the name of a stage, how much of it is done, and how much there is."""
@@ -449,7 +449,7 @@ def _rows(seen: tuple[Observed, ...], rows: np.ndarray) -> tuple[Observed, ...]:
 def _written(unknowns: Unknowns, ids: np.ndarray, good: np.ndarray, solved: Solved, clip: bool = True) -> Unknowns:
     """The unknowns with what a solve found, of the frames that took part and stayed finite."""
     v, rows = solved.variables, np.flatnonzero(good & np.asarray(solved.finite)[: len(ids)])
-    frames = put_frames(unknowns.frames, ids[rows], take_frames(v["frame"], rows))
+    frames = put_frames(unknowns.frames, ids[rows], take_frames(on_host(v["frame"]), rows))
     if not clip or not bool(solved.whole):
         return unknowns.replace(frames=frames)
     return unknowns.replace(params=v["params"], clip=v["clip"], frames=frames)

@@ -1,6 +1,7 @@
 """`fit_sequence`: a head followed through a video, stage by stage."""
 
 import dataclasses
+import functools
 import os
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from facejax.data.heads import resolve_head
-from facejax.data.landmarks import Landmarks, detect_landmarks, landmark_confidence, load_landmarks
+from facejax.data.landmarks import Landmarks, detect_landmarks, landmarks_from_array, load_landmarks
 from facejax.data.results import TrackResult, assemble
 from facejax.data.video import Video, load_masks, open_video
 from facejax.fitting.checkpoint import Checkpoint, fingerprint
@@ -27,7 +28,7 @@ from facejax.geometry.records import Camera
 from facejax.models.head import HeadModel
 from facejax.objectives.landmarks import face_radius_px
 from facejax.scenes import Lens, LinearLighting, Scene, Unknowns, make_scene
-from facejax.scenes.unknowns import light_in, placed
+from facejax.scenes.unknowns import over_frames, placed
 
 STATUS_NAMES = ("tracked", "no face found", "landmarks not matched", "picture not matched", "not finite")
 """How a frame ended; what is worse comes later."""
@@ -120,7 +121,7 @@ def fit_clip(
     footage = footage_of(clip, seen, mask_source)
     earlier = before.camera if before is not None and known is None else None
     camera = known or earlier or guessed_camera(clip.size, config)
-    lens = _one_lens(camera, footage)
+    lens = one_lens(camera, footage)
     told = Known(zoom=known is not None or before is not None, person=before is not None)
     stages = plan_for(head.roles, config, told) if stages is None else stages
     fit = run_fit(scene, footage, lens, stages, config, told, before, report, keep)
@@ -160,7 +161,7 @@ class Fit:
         clip_of, scale = self.footage.clip, self.scale
         head, unknowns, status = self.scene.head, self.unknowns, self.status
         clip, frames = unknowns.clip, unknowns.frames
-        poses, cameras = jax.vmap(placed, in_axes=(None, 0))(clip, frames)
+        poses, cameras = over_frames(_placed(), (frames,), clip)
         if ipd_mm is not None:
             pivots = head.eye_pivots(unknowns.params, clip.code)
             scale = float(ipd_mm / 1e3 / jnp.linalg.norm(pivots[0] - pivots[1]))
@@ -174,10 +175,10 @@ class Fit:
             code=clip.code,
             frames=frames.code,
             poses=poses,
-            light=jax.vmap(light_in, in_axes=(None, 0))(clip, frames),
+            light=jax.tree_util.tree_map(lambda a, b: np.asarray(a)[None] + b, clip.light, frames.light),
             light_model=self.light_model,
             camera=cameras,
-            image_size=self.footage.sizes,
+            image_size=clip_of.sizes,
             time=np.asarray(clip_of.time, np.float32),
             frame_ids=np.arange(clip_of.n_frames) + clip_of.first,
             landmarks_target=np.where(np.isfinite(self.footage.points), self.footage.points, np.nan),
@@ -187,6 +188,11 @@ class Fit:
             scale=scale,
             metrics={"stages": [log.as_numbers() for log in self.logs]},
         )
+
+
+@functools.cache
+def _placed():  # type: ignore[no-untyped-def]
+    return jax.jit(jax.vmap(placed, in_axes=(None, 0)))
 
 
 def run_fit(
@@ -207,7 +213,8 @@ def run_fit(
     code = before.identity_code() if before is not None else None
     unknowns = first_unknowns(scene, footage, lens, code)
     alike = likeness(scene, footage, lens)
-    job = Job(scene, footage, key_frames(alike, footage, config.key_frames), alike, report, keep)
+    count = len(footage.points) if known.photos else config.key_frames
+    job = Job(scene, footage, key_frames(alike, footage, count), alike, report, keep)
     unknowns, logs = run_stages(job, stages, unknowns)
     linear = isinstance(scene.lighting, LinearLighting)  # a texture is what is left when light is divided out
     if config.texture and linear and "texture" in scene.head.roles and not known.person:
@@ -228,7 +235,7 @@ def guessed_camera(size: tuple[int, int], config: FitConfig) -> Camera:
     return Camera(focal=jnp.full(2, guess), principal_point=jnp.array([width / 2, height / 2]))
 
 
-def _one_lens(camera: Camera, footage: Footage) -> Lens:
+def one_lens(camera: Camera, footage: Footage) -> Lens:
     """The same camera for all frames, and the face's typical radius."""
     count = len(footage.points)
     reference = float(np.median(face_radius_px(footage.points[footage.valid])))
@@ -237,6 +244,7 @@ def _one_lens(camera: Camera, footage: Footage) -> Lens:
 
 
 def camera_from(intrinsics: Any) -> Camera:
+    """From (fx, fy, cx, cy) in pixels, or the 3x3 camera matrix; `InputError` for anything else."""
     values = np.asarray(intrinsics, dtype=np.float64)
     if values.shape == (3, 3):
         values = np.array([values[0, 0], values[1, 1], values[0, 2], values[1, 2]])
@@ -280,31 +288,3 @@ def _landmarks_of(given: Any, clip: Video, face: int, report: Progress, keep: Ch
     if keep:
         keep.save("landmarks", {k: getattr(found, k) for k in like}, names=list(found.blendshape_names))
     return found
-
-
-def landmarks_from_array(points: np.ndarray, n_frames: int, size: tuple[int, int]) -> Landmarks:
-    """Landmarks from an array (F, 478, 2 or 3) in pixels, NaN where missing."""
-    if points.ndim != 3 or points.shape[1] != 478 or points.shape[2] not in (2, 3):
-        raise InputError(f"Landmarks must have the shape (frames, 478, 2 or 3), and these have {points.shape}.")
-    if len(points) != n_frames:
-        raise InputError(
-            f"Landmarks must be given for every frame: the video has {n_frames} and these are {len(points)}."
-        )
-    points = points.astype(np.float32)
-    depth = points[..., 2] if points.shape[2] == 3 else np.full(points.shape[:2], np.nan, np.float32)
-    seen = np.isfinite(points[..., :2]).all(axis=2)
-    if not seen.any():
-        raise InputError("Every landmark is NaN; give at least one frame with a face.")
-    confidence = np.stack([landmark_confidence(p[:, :2], d, size) for p, d in zip(points, depth, strict=True)])
-    box = np.concatenate([np.nanmin(np.where(seen[..., None], points[..., :2], np.inf), axis=1),
-                          np.nanmax(np.where(seen[..., None], points[..., :2], -np.inf), axis=1)], axis=1)  # fmt: skip
-    return Landmarks(
-        points=points[..., :2],
-        depth=depth,
-        blendshapes=np.full((n_frames, 0), np.nan, np.float32),
-        blendshape_names=(),
-        valid=seen.any(axis=1),
-        confidence=confidence.astype(np.float32),
-        image_size=size,
-        box=box.astype(np.float32),
-    )

@@ -16,7 +16,15 @@ from facejax.models.head import Encoder
 from facejax.objectives.landmarks import face_radius_px
 from facejax.scenes import ClipVariables, FrameVariables, Lens, Scene, Unknowns
 from facejax.scenes.lighting import zero_light
-from facejax.scenes.unknowns import camera_of, on_host, put_frames, repeat_frames, take_frames, variables_of
+from facejax.scenes.unknowns import (
+    camera_of,
+    on_host,
+    over_frames,
+    put_frames,
+    repeat_frames,
+    take_frames,
+    variables_of,
+)
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 _ENCODER_MARGIN = 1.5
@@ -43,7 +51,7 @@ def first_unknowns(
     unknowns = Unknowns(params=params, clip=clip, frames=frames, settled={})
     rest = scene.landmarks.head
     at_rest = rest.neutral(rest.params, clip.code)
-    unknowns = unknowns.replace(frames=frames.replace(pose=pose_start(scene, footage, unknowns, at_rest)))
+    unknowns = unknowns.replace(frames=frames.replace(pose=pose_start(footage, unknowns, at_rest)))
     return encoded(scene, footage, unknowns) if isinstance(head, Encoder) else unknowns
 
 
@@ -64,7 +72,7 @@ def encoded(scene: Scene, footage: Footage, unknowns: Unknowns) -> Unknowns:
         row = take_frames(frames, int(i)).replace(code=guess.frame)
         if guess.pose is not None:
             row = row.replace(pose=variables_of(guess.pose, camera, row.lens.reference_px))
-        frames = put_frames(frames, np.array([i]), jax.tree_util.tree_map(lambda x: np.asarray(x)[None], row))
+        frames = put_frames(frames, int(i), row)
     mean = jax.tree_util.tree_map(lambda *x: jnp.mean(jnp.stack(x), axis=0), *codes)
     valid = np.asarray(footage.valid)
     frames = frames.replace(code=bridge(frames.code, valid), pose=bridge(frames.pose, valid))
@@ -76,13 +84,16 @@ def lens_at(lens: Lens, frame: int) -> Lens:
     return take_frames(lens, frame)
 
 
-def closed_form_poses(footage: Footage, points: Float[Array, "*f 478 3"], cameras: Camera) -> Pose:
+def closed_form_poses(footage: Footage, points: Float[Array | np.ndarray, "*f 478 3"], cameras: Camera) -> Pose:
     """Every frame's pose from landmark points in the head frame, the same in all frames or each frame's own.
 
-    cameras: leading axis of frames.
+    cameras: leading axis of frames, on the host. So is what comes back.
     """
     seen = landmarks_of(footage)
-    return _pose_estimator(points.ndim == 2)(points, seen.target, seen.weights, cameras)
+    given = (np.asarray(points), seen.target, seen.weights, cameras)
+    if points.ndim == 2:
+        return over_frames(_pose_estimator(True), given[1:], given[0])
+    return over_frames(_pose_estimator(False), given)
 
 
 @functools.cache
@@ -90,20 +101,29 @@ def _pose_estimator(one_face: bool):  # type: ignore[no-untyped-def]
     return jax.jit(jax.vmap(pose_from_landmarks, in_axes=(None if one_face else 0, 0, 0, 0)))
 
 
-def pose_start(scene: Scene, footage: Footage, unknowns: Unknowns, points: Float[Array, "*f 478 3"]) -> PyTree:
+def pose_start(footage: Footage, unknowns: Unknowns, points: Float[Array | np.ndarray, "*f 478 3"]) -> PyTree:
     """`PoseVariables` of all frames from landmark points in the head frame; frames without a face are bridged."""
-    del scene
-    cameras = jax.vmap(camera_of, in_axes=(None, 0))(unknowns.clip, unknowns.frames)
+    cameras = over_frames(_cameras(), (unknowns.frames,), unknowns.clip)
     poses = closed_form_poses(footage, points, cameras)
-    variables = jax.vmap(variables_of)(poses, cameras, jnp.asarray(unknowns.frames.lens.reference_px))
-    return bridge(jax.tree_util.tree_map(np.asarray, variables), np.asarray(footage.valid))
+    variables = over_frames(_as_variables(), (poses, cameras, unknowns.frames.lens.reference_px))
+    return bridge(variables, np.asarray(footage.valid))
+
+
+@functools.cache
+def _cameras():  # type: ignore[no-untyped-def]
+    return jax.jit(jax.vmap(camera_of, in_axes=(None, 0)))
+
+
+@functools.cache
+def _as_variables():  # type: ignore[no-untyped-def]
+    return jax.jit(jax.vmap(variables_of))
 
 
 def likeness(scene: Scene, footage: Footage, lens: Lens) -> Float[np.ndarray, "f 6"]:
     """What tells frames apart before anything is fitted: head pose, and how open mouth and eyes are."""
     head = scene.landmarks.head
     at_rest = head.neutral(head.params, head.init_code()[0])
-    rotation = np.asarray(closed_form_poses(footage, at_rest, lens.camera).rotation)
+    rotation = closed_form_poses(footage, at_rest, lens.camera).rotation
     points = footage.points
     radius = face_radius_px(np.nan_to_num(points))[:, None]
     mouth = np.linalg.norm(points[:, 13] - points[:, 14], axis=1, keepdims=True) / np.maximum(radius, 1)
@@ -118,8 +138,8 @@ def spread_from_keys(
     distance = np.linalg.norm(alike[:, None] - alike[ids], axis=2)
     frames = unknowns.frames
     code = take_frames(frames.code, ids[distance.argmin(axis=1)])
-    points = _frame_points(scene)(scene.landmarks.head.params, unknowns.clip.code, code)
-    pose = pose_start(scene, footage, unknowns, points)
+    points = over_frames(_frame_points(scene), (code,), scene.landmarks.head.params, unknowns.clip.code)
+    pose = pose_start(footage, unknowns, points)
     pose = put_frames(pose, ids, take_frames(frames.pose, ids))
     return unknowns.replace(frames=frames.replace(code=on_host(code), pose=pose))
 

@@ -5,6 +5,7 @@ All are pytrees of arrays for ONE face and ONE frame; batches are made by `jax.v
 `facejax.geometry.meshes.Topology`.
 """
 
+import dataclasses
 import typing
 from typing import Any, TypeVar
 
@@ -43,6 +44,14 @@ def record(cls: type[_T]) -> type[_T]:
     made = chex.dataclass(cls, frozen=True, mappable_dataclass=False)
     # chex's own `replace` runs `__init__` and with it the shape checks, which refuse batches
     made.replace = Record.replace
+    return made
+
+
+def batch_of(kind: type[_T], *fields: Any) -> _T:
+    """A record of batches, fields in order, with a leading axis each: as `jax.vmap` makes it, but of any arrays, on the
+    host too. Shapes are not checked."""
+    made = object.__new__(kind)
+    made.__dict__.update(zip((f.name for f in dataclasses.fields(kind)), fields, strict=True))  # type: ignore[arg-type]
     return made
 
 

@@ -175,8 +175,8 @@ class Avatar:
         return dataclasses.replace(self, params={**self.params, "mesh": reduced})
 
     def as_morphable(
-        self, params: PyTree, shared: AvatarClip, frames: AvatarFrame, light: Float[Array, "f g 3"]
-    ) -> tuple[MorphableHead, Identity, Expression, Float[Array, "f b 3"]]:
+        self, params: PyTree, shared: AvatarClip, frames: AvatarFrame, light: Float[Array | np.ndarray, "f g 3"]
+    ) -> tuple[MorphableHead, Identity, Expression, Float[Array | np.ndarray, "f b 3"]]:
         """See `HeadModel.as_morphable`: the decoder's mesh features as expressions, under its mean texture.
 
         Gaze and lids are in the mesh, so their own numbers are zero; the light is the full one, as the texture is.

@@ -124,8 +124,8 @@ class HeadModel(Protocol):
         ...
 
     def as_morphable(
-        self, params: PyTree, shared: PyTree, frames: PyTree, light: Float[Array, "f b 3"]
-    ) -> tuple[Any, PyTree, PyTree, Float[Array, "f c 3"]]:
+        self, params: PyTree, shared: PyTree, frames: PyTree, light: Float[Array | np.ndarray, "f b 3"]
+    ) -> tuple[Any, PyTree, PyTree, Float[Array | np.ndarray, "f c 3"]]:
         """(head, identity, expressions, light) that say the same as a `MorphableHead`, for results and their files.
 
         frames, light: codes with a leading axis of frames.

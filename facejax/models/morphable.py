@@ -98,6 +98,19 @@ _LOOK = (  # name, eye, axis (0 yaw, 1 pitch), sign; the subject's left is +yaw
 )
 
 
+def full_activations(names: tuple[str, ...], frame: Expression) -> Float[Array, "e"]:
+    """Activations of expressions of these names, with what lids and gaze add."""
+    index = {name: i for i, name in enumerate(names)}
+    full = frame.activations
+    for side, name in enumerate(_BLINK):
+        if name in index:
+            full = full.at[index[name]].add(frame.eyelids[side])
+    for name, eye, axis, sign in _LOOK:
+        if name in index:
+            full = full.at[index[name]].add(jax.nn.relu(sign * frame.gaze[eye, axis]) / GAZE_RANGE_RAD)
+    return full
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class MorphableHead:
     """A linear head: implements `HeadModel`."""
@@ -142,15 +155,7 @@ class MorphableHead:
 
     def full_activations(self, frame: Expression) -> Float[Array, "e"]:
         """Activations with what lids and gaze add: the vector that multiplies `expression_basis`."""
-        index = {name: i for i, name in enumerate(self.expression_names)}
-        full = frame.activations
-        for side, name in enumerate(_BLINK):
-            if name in index:
-                full = full.at[index[name]].add(frame.eyelids[side])
-        for name, eye, axis, sign in _LOOK:
-            if name in index:
-                full = full.at[index[name]].add(jax.nn.relu(sign * frame.gaze[eye, axis]) / GAZE_RANGE_RAD)
-        return full
+        return full_activations(self.expression_names, frame)
 
     def neutral(self, params: MorphableParams, shared: Identity) -> Float[Array, "v 3"]:
         """Identity without expression, head frame."""
@@ -206,8 +211,8 @@ class MorphableHead:
         return self.landmarks478.on(vertices)
 
     def as_morphable(
-        self, params: MorphableParams, shared: Identity, frames: Expression, light: Float[Array, "f b 3"]
-    ) -> tuple["MorphableHead", Identity, Expression, Float[Array, "f b 3"]]:
+        self, params: MorphableParams, shared: Identity, frames: Expression, light: Float[Array | np.ndarray, "f b 3"]
+    ) -> tuple["MorphableHead", Identity, Expression, Float[Array | np.ndarray, "f b 3"]]:
         """See `HeadModel.as_morphable`: itself."""
         return dataclasses.replace(self, params=params), shared, frames, light
 

@@ -1,6 +1,9 @@
 """Light on skin and pixels from geometry, as pure differentiable functions."""
 
-from facejax.renderers.deferred import Render, light_bases, make_renderer, specular_albedo, vertex_light
+from facejax.renderers.deferred import Render, light_bases, make_renderer, vertex_light
+from facejax.renderers.depth_test import visible_points, visible_vertices
+from facejax.renderers.directional_albedo import specular_albedo
+from facejax.renderers.layers import make_layers_renderer
 from facejax.renderers.lights import (
     Environment,
     Light,
@@ -133,6 +136,7 @@ __all__ = [
     "light_bases",
     "lobe_kernel",
     "locate_texels",
+    "make_layers_renderer",
     "make_monte_carlo_renderer",
     "make_path_tracer",
     "make_renderer",
@@ -185,4 +189,6 @@ __all__ = [
     "vertex_light",
     "vertex_radiance",
     "vertex_specular",
+    "visible_points",
+    "visible_vertices",
 ]

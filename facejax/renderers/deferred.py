@@ -13,6 +13,7 @@ from facejax.geometry.cameras import project, to_camera_frame
 from facejax.geometry.meshes import Topology, edge_neighbours, normalise, vertex_normals
 from facejax.geometry.records import Camera, Face, Image, Pose, PRNGKey
 from facejax.renderers.checks import check_coefficients, check_scene, check_topology
+from facejax.renderers.directional_albedo import specular_albedo
 from facejax.renderers.raster import antialias, interpolate, rasterise
 from facejax.renderers.sh import irradiance_basis, reflection_basis
 from facejax.renderers.texture import sample_texture
@@ -55,21 +56,6 @@ def vertex_light(
     diffuse, specular = light_bases(face, pose, normals_head, math.isqrt(light.shape[0]))
     product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
     return jnp.maximum(product(diffuse, light), 0.0), jnp.maximum(product(specular, light), 0.0)
-
-
-def specular_albedo(
-    specular: Float[Array, "*n"], roughness: Float[Array, "*n"], facing: Float[Array, "*n"]
-) -> Float[Array, "*n"]:
-    """Share of even light that a GGX surface (Smith shadowing, Schlick's Fresnel term) reflects towards the viewer.
-
-    Karis' analytic fit (2014, "Physically based shading on mobile"), in terms of sqrt(alpha); 0 where `specular` is 0.
-    roughness: alpha. facing: cosine between normal and viewer.
-    """
-    r = jnp.sqrt(roughness)
-    x = 1 - r
-    a = jnp.minimum(x * x, 2 ** (-9.28 * facing)) * x + 0.0425 - 0.0275 * r
-    scale, bias = 1.04 - 1.04 * a - 0.572 * r, 1.04 * a - 0.04 + 0.022 * r
-    return jnp.where(specular > 0, jnp.clip(specular * scale + bias, 0.0, 1.0), 0.0)
 
 
 def make_renderer(

@@ -1,5 +1,6 @@
 """The unknowns of a scene: what a clip shares, what each frame has, and how poses are parametrised for an optimiser."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -118,7 +119,7 @@ def take_frames(tree: PyTree, ids: Any) -> PyTree:
     return jax.tree_util.tree_map(lambda x: x[ids], tree)
 
 
-def put_frames(tree: PyTree, ids: np.ndarray, values: PyTree) -> PyTree:
+def put_frames(tree: PyTree, ids: np.ndarray | int, values: PyTree) -> PyTree:
     """A copy of host arrays with these rows written."""
 
     def put(target: np.ndarray, value: Any) -> np.ndarray:
@@ -127,6 +128,25 @@ def put_frames(tree: PyTree, ids: np.ndarray, values: PyTree) -> PyTree:
         return copy
 
     return jax.tree_util.tree_map(put, tree, values)
+
+
+AT_ONCE = 64
+"""Frames that `over_frames` takes at once."""
+
+
+def over_frames(one: Callable[..., PyTree], frames: tuple[PyTree, ...], *shared: PyTree) -> PyTree:
+    """A compiled function of frames, (shared..., frames...) -> a record of them, applied to all frames of a clip.
+
+    frames: trees on the host with a leading axis. They are taken `AT_ONCE` at a time, the last of them repeated, so
+    that a clip of another length compiles nothing; what comes back is on the host too.
+    """
+    count = len(jax.tree_util.tree_leaves(frames)[0])
+    parts = []
+    for start in range(0, count, AT_ONCE):
+        rows = np.minimum(np.arange(start, start + AT_ONCE), count - 1)
+        found = one(*shared, *take_frames(frames, rows))
+        parts.append(jax.tree_util.tree_map(lambda x: np.asarray(x)[: count - start], found))  # noqa: B023
+    return jax.tree_util.tree_map(lambda *x: np.concatenate(x), *parts)
 
 
 def on_host(tree: PyTree) -> PyTree:

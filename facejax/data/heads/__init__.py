@@ -59,7 +59,9 @@ def load_head(name_or_path: str | os.PathLike[str], parts: Sequence[str] | None 
     return head
 
 
-load_model = load_head
+def load_model(name_or_path: str | os.PathLike[str], parts: Sequence[str] | None = None) -> HeadModel:
+    """The same as `load_head`, under its older name."""
+    return load_head(name_or_path, parts)
 
 
 def load_morphable(name_or_path: str | os.PathLike[str], parts: Sequence[str] | None = None) -> MorphableHead:

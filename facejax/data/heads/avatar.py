@@ -6,7 +6,6 @@
 import dataclasses
 import json
 import os
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from facejax.data.checkpoints import MANIFEST, arrays_sha256, find_checkpoint, flatten, pinned, read_network, unflatten
+from facejax.geometry.arrays import DAMAGE, open_npz
 from facejax.geometry.errors import InputError
 from facejax.geometry.meshes import SurfacePoints, Topology
 from facejax.geometry.records import PyTree
@@ -93,13 +93,13 @@ def read_adapted(path: str | os.PathLike[str]) -> tuple[Avatar, dict[str, Any], 
             f"{place.parent} holds no {AVATAR}: track a clip with an avatar first (facejax track --model)."
         )
     try:
-        with open(place, "rb") as stream, np.load(stream, allow_pickle=False) as file:
+        with open_npz(place) as file:
             facts = json.loads(str(file["facts"]))
             tree = unflatten({k: file[k] for k in file.files if k != "facts"})
         number, name, about = int(facts["format"]), facts["name"], facts["about"]
         parts = {k: tree[k] for k in ("decoder", "state", "head")} | {"lighting": tree["trained"]}
         tree["lighting"], tree["clip"]["code"], tree["clip"]["light"], about.items()
-    except (OSError, EOFError, KeyError, ValueError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+    except (*DAMAGE, TypeError, AttributeError) as error:
         raise InputError(f"{place} is not a whole avatar ({error}): track the clip again.") from error
     if number > FORMAT:
         raise InputError(f"{place} is of format {number}, newer than this facejax reads ({FORMAT}): upgrade facejax.")

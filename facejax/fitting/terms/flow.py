@@ -11,6 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from facejax.fitting.footage import Footage
@@ -20,7 +21,7 @@ from facejax.fitting.terms.term import Observed, Term
 from facejax.geometry.cameras import crop_camera, project, to_camera_frame
 from facejax.geometry.colour import linear_to_srgb_bytes
 from facejax.geometry.meshes import SurfacePoints
-from facejax.geometry.records import PyTree, Record, record
+from facejax.geometry.records import PyTree, Record, batch_of, record
 from facejax.objectives.pictures import flow_loss
 from facejax.renderers.depth_test import visible_vertices
 from facejax.renderers.texture import sample_bilinear
@@ -56,8 +57,7 @@ class Flow(Term):
         frames = take_frames(unknowns.frames, ids)
         colour, coverage, pixels, visible = _looks(scene)(unknowns.params, unknowns.clip, frames, told)
         target, weight = flow_targets(told.picture, told.ignore, colour, coverage, pixels, visible)
-        seen = jax.vmap(lambda p, t, w: SeenFlow(picture=p, target=t, weight=w))(told, target, weight)
-        return Observed(frames=seen, shared=_thinned(scene)[1].head.params)
+        return Observed(frames=batch_of(SeenFlow, told, target, weight), shared=_thinned(scene)[1].head.params)
 
     def loss(
         self, scene: Scene, params: PyTree, clip: ClipVariables, frame: FrameVariables, seen: SeenFlow, shared: PyTree
@@ -101,24 +101,25 @@ def _looks(scene: Scene) -> Callable[..., tuple[Array, Array, Array, Array]]:
 
 
 def flow_targets(
-    picture: Array, ignore: Array, colour: Array, coverage: Array, pixels: Array, visible: Array
-) -> tuple[Float[Array, "f v 2"], Float[Array, "f v"]]:
+    picture: ArrayLike, ignore: ArrayLike, colour: ArrayLike, coverage: ArrayLike, pixels: ArrayLike, visible: ArrayLike
+) -> tuple[Float[np.ndarray, "f v 2"], Float[np.ndarray, "f v"]]:
     """(target, weight): where flow from the drawn head to the picture says that each vertex is.
 
     All arguments have a leading axis of frames. picture: display values. ignore: 1 where it does not show the face:
-    flow is none there, and says nothing of the vertices. colour, coverage: as drawn, linear radiance.
-    pixels, visible: where vertices are drawn, and 1 where they are seen there.
+    flow is none there, and says nothing of the vertices. colour, coverage: as drawn, linear radiance. pixels, visible:
+    where vertices are drawn, and 1 where they are seen there.
     """
     seen = np.asarray(picture)
     keep = 1 - np.asarray(ignore)[..., None]
     cover = np.asarray(coverage)[..., None] * keep
+    where, visible = np.asarray(pixels), np.asarray(visible)
     targets, weights = [], []
     for k in range(len(seen)):
-        drawn = linear_to_srgb_bytes(np.asarray(colour[k])).astype(np.float32) / 255
+        drawn = linear_to_srgb_bytes(np.asarray(colour)[k]).astype(np.float32) / 255
         source = cover[k] * drawn + (1 - cover[k]) * seen[k]
         flow, trust = dense_flow(*((255 * x + 0.5).clip(0, 255).astype(np.uint8) for x in (source, seen[k])))
         stack = np.concatenate([np.nan_to_num(flow), trust[..., None], keep[k]], axis=-1)
-        at = np.asarray(sample_bilinear(jnp.asarray(stack, jnp.float32), pixels[k]))
-        targets.append(np.asarray(pixels[k]) + at[:, :2])
-        weights.append(np.asarray(visible[k]) * (at[:, 2:].min(axis=1) > 0.99))
-    return jnp.asarray(np.stack(targets), jnp.float32), jnp.asarray(np.stack(weights), jnp.float32)
+        at = np.asarray(sample_bilinear(jnp.asarray(stack, jnp.float32), jnp.asarray(where[k])))
+        targets.append(where[k] + at[:, :2])
+        weights.append(visible[k] * (at[:, 2:].min(axis=1) > 0.99))
+    return np.stack(targets).astype(np.float32), np.stack(weights).astype(np.float32)

@@ -10,11 +10,11 @@ from jaxtyping import Array, Float
 
 from facejax.fitting.footage import Footage
 from facejax.fitting.terms.term import Observed, Term
-from facejax.geometry.records import PyTree, Record, record
+from facejax.geometry.records import PyTree, Record, batch_of, record
 from facejax.models import landmark_names as names
 from facejax.objectives.landmarks import FACE_RADIUS_MM, closure_loss, face_radius_px, landmark_loss
 from facejax.scenes import ClipVariables, FrameVariables, Scene, Unknowns
-from facejax.scenes.unknowns import take_frames
+from facejax.scenes.unknowns import over_frames, take_frames
 
 CLOSURE_PAIRS = np.array([*names.LIP_GAP_PAIRS, *names.LID_PAIRS_LEFT, *names.LID_PAIRS_RIGHT])
 
@@ -79,7 +79,7 @@ def group_weights() -> Float[np.ndarray, "478"]:
 
 
 def landmark_data(points: Float[np.ndarray, "f 478 2"], confidence: Float[np.ndarray, "f 478"]) -> SeenLandmarks:
-    """Of all frames, leading axis, from detected points (px, NaN for missing) and their confidence in [0, 1]."""
+    """Of all frames (leading axis, on the host), from detected points (px, NaN for missing) and their confidence."""
     seen = np.isfinite(points).all(axis=2)
     valid = seen.sum(axis=1) >= 8
     with np.errstate(invalid="ignore"):
@@ -87,10 +87,11 @@ def landmark_data(points: Float[np.ndarray, "f 478 2"], confidence: Float[np.nda
             valid, face_radius_px(np.where(valid[:, None, None], points, 1.0 * np.arange(478)[None, :, None])), 100.0
         )
     weights = np.where(seen, confidence * group_weights(), 0.0) * valid[:, None]
-    return jax.vmap(SeenLandmarks)(
-        jnp.asarray(np.where(seen[..., None], points, 0.0), jnp.float32),
-        jnp.asarray(weights, jnp.float32),
-        jnp.asarray(FACE_RADIUS_MM / radius, jnp.float32),
+    return batch_of(
+        SeenLandmarks,
+        np.where(seen[..., None], points, 0.0).astype(np.float32),
+        weights.astype(np.float32),
+        (FACE_RADIUS_MM / radius).astype(np.float32),
     )
 
 
@@ -102,9 +103,10 @@ def landmarks_of(footage: Footage) -> SeenLandmarks:
 
 def landmark_residual_mm(scene: Scene, unknowns: Unknowns, seen: SeenLandmarks) -> Float[np.ndarray, "f"]:
     """Mean distance of each frame's landmarks from where they were seen, millimetres on the face."""
-    off = _residuals(scene)(scene.landmarks.head.params, unknowns.clip, unknowns.frames, seen)
+    shared = scene.landmarks.head.params, unknowns.clip
+    off = over_frames(_residuals(scene), (unknowns.frames, seen), *shared)
     weights = np.asarray(seen.weights)
-    return (np.asarray(off) * weights).sum(axis=1) / np.maximum(weights.sum(axis=1), 1e-6)
+    return (off * weights).sum(axis=1) / np.maximum(weights.sum(axis=1), 1e-6)
 
 
 @functools.lru_cache(maxsize=16)

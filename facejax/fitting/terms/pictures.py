@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from facejax.fitting.footage import Footage, Look
 from facejax.fitting.terms.term import Observed, Term
 from facejax.geometry.colour import linear_to_srgb, srgb_to_linear
-from facejax.geometry.records import PRNGKey, PyTree, Record, record
+from facejax.geometry.records import PRNGKey, PyTree, Record, batch_of, record
 from facejax.objectives.pictures import inside, picture_loss
 from facejax.scenes import ClipVariables, FrameVariables, Scene, Unknowns
 from facejax.scenes.lighting import in_darkness, light_rows
@@ -47,9 +47,8 @@ def observe_pictures(scene: Scene, footage: Footage, unknowns: Unknowns, ids: np
     picture, ignore = footage.crops(ids, Look(scene.size[0], MARGIN))
     prepare = _prepare(scene)
     rows = [prepare(unknowns.params, unknowns.clip, take_frames(unknowns.frames, int(i))) for i in ids]
-    prepared = jax.tree_util.tree_map(lambda *x: jnp.stack(x), *rows)
-    seen = jax.vmap(lambda p, i, b, x: SeenPicture(picture=p, ignore=i, box=b, prepared=x))
-    return seen(jnp.asarray(picture), jnp.asarray(ignore), jnp.asarray(footage.boxes(MARGIN)[ids]), prepared)
+    prepared = jax.tree_util.tree_map(lambda *x: np.stack([np.asarray(y) for y in x]), *rows)
+    return batch_of(SeenPicture, picture, ignore, footage.boxes(MARGIN)[ids], prepared)
 
 
 @functools.lru_cache(maxsize=16)

@@ -20,7 +20,7 @@ from facejax.fitting.terms.term import Observed, Term, settled
 from facejax.geometry.cameras import crop_camera
 from facejax.geometry.errors import InputError
 from facejax.geometry.meshes import SurfacePoints, sample_surface
-from facejax.geometry.records import PyTree, Record, record
+from facejax.geometry.records import PyTree, Record, batch_of, record
 from facejax.objectives.landmarks import robust
 from facejax.objectives.photometric import photometric_loss
 from facejax.renderers.depth_test import visible_points
@@ -105,14 +105,14 @@ class Points(Term):
         del before
         points, reduced = skin_points(scene, self.count)
         crop, ignore = footage.crops(ids, self.look)
-        box = jnp.asarray(footage.boxes(_FACE_MARGIN)[ids])
+        box = footage.boxes(_FACE_MARGIN)[ids]
         look = _look(scene, self.count, self.size)
         rows = [
             look(unknowns.params, reduced.head.params, unknowns.clip, take_frames(unknowns.frames, i), box[k])
             for k, i in enumerate(ids)
         ]
-        weights, diffuse, specular = (jnp.stack(x) for x in zip(*rows, strict=True))
-        frames = jax.vmap(SeenPoints)(jnp.asarray(crop), jnp.asarray(ignore), box, weights, diffuse, specular)
+        weights, diffuse, specular = (np.stack([np.asarray(x) for x in each]) for each in zip(*rows, strict=True))
+        frames = batch_of(SeenPoints, crop, ignore, box, weights, diffuse, specular)
         shared = SharedPoints(
             params=reduced.head.params,
             colour=jnp.asarray(self._colour(scene, points, unknowns)),

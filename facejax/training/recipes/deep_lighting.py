@@ -28,10 +28,10 @@ from facejax.data.multiface import open_capture
 from facejax.data.sources import INDEX, Example, RecordFolder, Source
 from facejax.geometry.arrays import read_npz
 from facejax.geometry.errors import InputError
-from facejax.geometry.meshes import Topology
+from facejax.geometry.meshes import SurfacePoints, Topology
 from facejax.geometry.records import Camera, Face, Pose, PRNGKey, PyTree
 from facejax.models import deep_appearance, lighting_network
-from facejax.models.avatar import relit_texture
+from facejax.models.avatar import Avatar, relit_texture
 from facejax.models.deep_appearance import Appearance, DeepAppearanceConfig, DeepAppearanceModel
 from facejax.models.lighting_network import (
     LightingNetwork,
@@ -320,9 +320,9 @@ class DeepLighting(Recipe[DeepLightingConfig]):
     def scene(self, state: PyTree, size: tuple[int, int]) -> Scene:
         """The avatar as it is being trained, under its own network, as a fit draws it (without smooth outlines, where
         nothing is compared)."""
-        head = _Trained(self, state)
+        head = _Trained.of(self, state)
         render = make_textured_renderer(head.topology, size, antialiased=False)
-        return Scene(head, NetworkLight(head), render, size)  # type: ignore[arg-type]
+        return Scene(head, NetworkLight(head), render, size)
 
     def _drawn(
         self, scene: Scene, params: PyTree, light: PyTree, example: PyTree, drawn: PyTree = None
@@ -417,35 +417,45 @@ class DeepLighting(Recipe[DeepLightingConfig]):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Trained:
-    """What a `Scene` asks of a head, of an avatar whose network is being trained and whose decoder is held.
+class _Trained(Avatar):
+    """An avatar whose network is being trained and whose decoder, in the run's state, is held.
 
     Its frame code is {"code", "drawn"}: vertices to draw instead of the decoded ones, or None. A light is (lighting
     code, rotation of the head to the frame of the lights).
     """
 
-    recipe: DeepLighting
-    state: PyTree
+    held: PyTree = None
+    """The run's state."""
 
-    @property
-    def topology(self) -> Topology:
-        head = self.state["head"]
-        count = self.recipe.config.appearance.n_vertices
-        return Topology(head["faces"], head["uv"], head["uv_faces"], n_vertices=count)
+    @classmethod
+    def of(cls, recipe: DeepLighting, state: PyTree) -> "_Trained":
+        head, count = state["head"], recipe.config.appearance.n_vertices
+        return cls(
+            name=recipe.name,
+            sha256="",
+            appearance=recipe.model,
+            network=recipe.network,
+            params={},
+            state=state["appearance"]["state"],
+            topology=Topology(head["faces"], head["uv"], head["uv_faces"], n_vertices=count),
+            landmarks478=SurfacePoints(np.zeros((0, 3), np.int32), np.zeros((0, 3), np.float32)),
+            regions={},
+            eye_centres=np.zeros((2, 3), np.float32),
+            held=state,
+        )
 
     def _decoded(self, frame: PyTree, view: Float[Array, "3"]) -> Appearance:
-        held = self.state["appearance"]
-        decoder = jax.tree.map(lambda x: x.astype(jnp.float32), held["params"])
-        return self.recipe.model.decode(decoder, held["state"], frame["code"], view)
+        decoder = jax.tree.map(lambda x: x.astype(jnp.float32), self.held["appearance"]["params"])
+        return self.appearance.decode(decoder, self.state, frame["code"], view)
 
-    def vertices(self, params: PyTree, clip: PyTree, frame: PyTree) -> Float[Array, "v 3"]:
+    def vertices(self, params: PyTree, shared: PyTree, frame: PyTree) -> Float[Array, "v 3"]:
         """As decoded."""
-        del params, clip
+        del params, shared
         return self._decoded(frame, jnp.array([0.0, 0.0, 1.0])).vertices  # no mesh depends on the view
 
-    def decode(self, params: PyTree, clip: PyTree, frame: PyTree, view: Float[Array, "3"]) -> Face:
+    def decode(self, params: PyTree, shared: PyTree, frame: PyTree, view: Float[Array, "3"]) -> Face:
         """Eq. (1): the fully lit face."""
-        del params, clip
+        del params, shared
         found = self._decoded(frame, view)
         vertices = found.vertices if frame["drawn"] is None else frame["drawn"]
         flat = jnp.zeros(len(vertices))
@@ -456,14 +466,10 @@ class _Trained:
     def relit(self, params: PyTree, face: Face, light: PyTree, pose: Pose, rig: Any = None) -> Face:
         """Eq. (2) and (3)."""
         del rig
-        head, (code, turn) = self.state["head"], light
+        head, (code, turn) = self.held["head"], light
         lamps = head.get("light_directions"), head.get("light_group")
-        texture = relit_texture(self.recipe.network, params["network"], face.texture, code, pose, turn, *lamps)
+        texture = relit_texture(self.network, params["network"], face.texture, code, pose, turn, *lamps)
         return face.replace(texture=texture)
-
-    def no_light(self) -> Float[Array, "g 3"]:
-        """See `Avatar.no_light`."""
-        return self.recipe.network.no_light()
 
 
 class LitViews(CaptureViews):
