@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from facejax.data.captures import Capture, Entry, LightStage, head_to_camera, mean_over_views, select, write_facts
+from facejax.data.captures import Entry, LightStage, head_to_camera, mean_over_views, select, write_facts
 from facejax.geometry.errors import InputError
 from facejax.geometry.records import Pose
 
@@ -82,7 +82,6 @@ def change_arrays(path: Path, drop: str = "", **changes: np.ndarray) -> None:
 
 def test_views_are_what_was_stored(folder):
     capture = LightStage(folder)
-    assert isinstance(capture, Capture)
     assert (capture.n_cameras, capture.groups, capture.image_size, capture.texture_size) == (C, G, (H, W), S)
     assert capture.topology.n_vertices == V
     assert set(capture.regions) == {"lips"}
@@ -91,7 +90,6 @@ def test_views_are_what_was_stored(folder):
     np.testing.assert_array_equal(view.mask, stored["mask"][1] / np.float32(255))
     np.testing.assert_array_equal(view.texture, stored["texture"][1].astype(np.float32))
     np.testing.assert_array_equal(view.light[:, 0], [0, 1, 0])
-    assert view.image.dtype == view.mask.dtype == view.seen.dtype == view.mean_texture.dtype == np.float32
 
 
 def test_a_point_of_the_head_goes_to_the_camera_by_way_of_the_stage(folder):

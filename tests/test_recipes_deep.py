@@ -1,7 +1,6 @@
 """The recipes of the avatar: a tiny capture in, a deep appearance model and a lighting network out."""
 
 import dataclasses
-import json
 import pickle
 
 import jax
@@ -23,8 +22,8 @@ from facejax.models.lighting_network import LightingNetwork, LightingNetworkConf
 from facejax.objectives.deep_appearance import lighting_terms
 from facejax.renderers.textured import draw_texture
 from facejax.renderers.uv import at_texels, locate_texels, texture_chart, texture_from
-from facejax.training import find_recipe, make_step, preset_of, recipe_names, rehearse, train
-from facejax.training.config import Machine, Run, from_json, to_json
+from facejax.training import find_recipe, preset_of, train
+from facejax.training.config import Machine, Run, from_json
 from facejax.training.recipes.deep_appearance import CaptureViews, Schedule, sheet, spread, square_of_255
 from facejax.training.recipes.deep_lighting import Lights, LitViews, block_means, head_arrays, mix_lights, saturated
 
@@ -70,7 +69,7 @@ def write_capture(folder, *, partly_lit=True, texture_size=SIZE):
                 for r, t, f, c in zip(rotations, translations, focal, centre, strict=True)
             ]  # fmt: skip
             images, masks, textures, seen = (np.stack(x) for x in zip(*shots, strict=True))
-            textures = textures * (seen > 0)[..., None]
+            textures = textures * (np.round(255 * seen) > 0)[..., None]
             file = f"frames/{len(entries):03d}.npz"
             np.savez(
                 folder / file, image=images.astype(np.float16), mask=np.round(255 * masks).astype(np.uint8),
@@ -185,15 +184,6 @@ def test_a_rehearsal_of_lighting_has_the_shapes_of_training(begun):
     lit = one_by_one.rehearsal(jax.random.key(1))[1]["head"]
     for name in ("light_directions", "light_group"):
         assert shapes_of(lit[name]) == shapes_of(state["head"][name])
-
-
-@pytest.mark.parametrize("recipe", [appearance(), lighting()], ids=["appearance", "lighting"])
-def test_a_rehearsed_step_moves_everything_and_stays_finite(recipe):
-    state, batch = rehearse(recipe, 2)
-    after, numbers = jax.jit(make_step(recipe))(state, batch)
-    assert int(after["step"]) == 1
-    assert all(np.isfinite(value) for value in numbers.values())
-    assert float(numbers["gradient norm"]) > 0
 
 
 def test_the_sheet_of_rehearsals_fills_most_of_the_image():
@@ -447,13 +437,7 @@ def test_any_capture_will_do(stage):
 # -- what is common ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["deep-appearance", "deep-lighting"])
-def test_configs_survive_json_and_presets_fit_together(name):
-    assert name in recipe_names()
-    kind = find_recipe(name)
-    for preset in kind.presets.values():
-        assert from_json(type(preset.config), json.loads(json.dumps(to_json(preset.config)))) == preset.config
-        kind(preset.config).optimiser()
+def test_presets_fit_together():
     dam = find_recipe("deep-appearance").presets
     for which, preset in find_recipe("deep-lighting").presets.items():
         assert preset.config.appearance == dam[which].config.network

@@ -7,7 +7,7 @@ from scipy.stats import chi2
 from toy_head import ball
 
 from facejax.data.video import open_video
-from facejax.fitting.footage import Footage, Look, crop_image, face_boxes, read_frames
+from facejax.fitting.footage import Footage, Look, crop_image, face_boxes, read_frames, without
 from facejax.geometry.cameras import to_camera_frame
 from facejax.geometry.meshes import sample_surface
 from facejax.geometry.records import Camera, Pose
@@ -184,7 +184,7 @@ def test_crops_are_those_of_frames_read_one_by_one_in_any_order():
     """A pass over the clip, jumps within it and back, and frames that two calls share."""
     rng = np.random.default_rng(5)
     video = open_video(rng.integers(0, 255, (60, 64, 80, 3)).astype(np.uint8))
-    points = np.tile(np.array([[20.0, 20.0], [50.0, 40.0]]), (60, 1, 1)) + np.arange(60)[:, None, None] * 0.2
+    points = np.tile(np.array([[20.0, 20.0], [50.0, 40.0]]), (60, 1, 1)) + np.arange(60)[:, None, None] * 0.15
     footage = Footage(video, None, points, np.ones((60, 2)), np.ones(60, bool))
     look = Look(size=16, margin=1.5, blur_px=0.5)
     for ids in (
@@ -200,3 +200,30 @@ def test_crops_are_those_of_frames_read_one_by_one_in_any_order():
             frame = video.read([int(i)])[0]
             np.testing.assert_array_equal(pictures[k], crop_image(frame, footage.boxes(1.5)[i], 16, blur=0.5))
         assert not ignore.any()
+
+
+def test_what_lies_outside_of_the_frame_is_ignored():
+    video = open_video(np.full((1, 40, 60, 3), 200, np.uint8))
+    points = np.array([[[40.0, 10.0], [60.0, 30.0]]])  # a face that leaves the frame on its right
+    footage = Footage(video, None, points, np.ones((1, 2)), np.ones(1, bool))
+    pictures, ignore = footage.crops(np.array([0]), Look(size=20, margin=1.0))
+    assert not ignore.any()  # up to the frame's border
+    pictures, ignore = footage.crops(np.array([0]), Look(size=32, margin=1.6))
+    np.testing.assert_allclose(footage.boxes(1.6)[0], [34, 4, 32, 32], atol=1e-5)
+    np.testing.assert_array_equal(ignore[0, :, 26:], 1)
+    np.testing.assert_array_equal(ignore[0, :, :25], 0)
+    assert pictures[0, :, :25].min() > 0.7
+
+
+def test_what_is_ignored_does_not_reach_its_neighbours():
+    rng = np.random.default_rng(0)
+    frame = rng.integers(50, 200, (40, 40, 3)).astype(np.uint8)
+    mask = np.zeros((40, 40), bool)
+    mask[10:20, 12:30] = True
+    spoilt = np.where(mask[..., None], 255, frame).astype(np.uint8)
+    box = np.array([5.0, 5.0, 30.0, 30.0])
+    one, other = (without(f, mask, box) for f in (frame, spoilt))
+    np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(one[~mask], frame[~mask])
+    assert np.unique(one[mask], axis=0).shape == (1, 3)
+    assert without(frame, mask, np.array([0.0, 25.0, 10.0, 10.0])) is frame  # nothing of it is near

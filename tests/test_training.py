@@ -22,7 +22,6 @@ from facejax.training import (
     Config,
     NonFiniteLossError,
     Pure,
-    Recipe,
     find_recipe,
     make_step,
     override,
@@ -430,25 +429,9 @@ def test_a_rehearsal_has_the_shapes_of_training(tmp_path):
     assert int(after["step"]) == 1
 
 
-def test_every_recipe_that_comes_with_facejax_can_be_rehearsed():
-    """Else benchmarks/device.py could not measure it."""
-    assert all(find_recipe(name).rehearsal is not Recipe.rehearsal for name in recipe_names())
-    assert all("paper" in find_recipe(name).presets for name in recipe_names())
-
-
 def test_a_recipe_without_a_rehearsal_says_so():
     with pytest.raises(InputError, match="toy says no shapes of its own"):
         rehearse(toy())
-
-
-def test_presets_begin_with_command_hardware_time_and_score():
-    for name in recipe_names():
-        for label, preset in find_recipe(name).presets.items():
-            assert list(vars(preset))[:4] == ["command", "hardware", "time", "score"]
-            assert preset.command.startswith(f"facejax train {name} --preset {label} ")
-            assert preset.hardware
-            assert preset.time
-            assert preset.score
 
 
 # -- configs ----------------------------------------------------------------------------------------------------------

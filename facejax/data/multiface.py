@@ -393,6 +393,10 @@ class Multiface:
         """See `Capture.view`."""
         if not 0 <= camera < self.n_cameras:
             raise InputError(f"The capture has {self.n_cameras} cameras, numbered from 0, and {camera} was asked for.")
+        if not 0 <= entry < len(self.entries):
+            raise InputError(
+                f"The capture has {len(self.entries)} entries, numbered from 0, and {entry} was asked for."
+            )
         vertices, head, mean_texture = self._still(entry)
         rotation, translation, focal, centre = (
             self.cameras[k][camera] for k in ("rotation", "translation", "focal", "principal_point")

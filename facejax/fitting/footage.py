@@ -119,12 +119,14 @@ class _Stream:
 
     def _cut(self, k: int, frame: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         look, box = self.look, self.footage.boxes(self.look.margin)[k]
+        ignore = outside(frame.shape[:2], box, look.size)
+        if mask is not None:
+            ignore = np.maximum(ignore, crop_image(mask, box, look.size))
+            frame = without(frame, mask, box)
         picture = crop_image(frame, box, look.size, blur=look.blur_px)
         if look.detail_px:
             picture = np.concatenate([picture, detail(picture, look.detail_px)], axis=-1)
-        if mask is None:
-            return picture, np.zeros((look.size, look.size), np.float32)
-        return picture, crop_image(mask, box, look.size)
+        return picture, ignore
 
 
 def face_boxes(points: Float[np.ndarray, "f n 2"], margin: float) -> Float[np.ndarray, "f 4"]:
@@ -162,6 +164,30 @@ def crop_image(frame: np.ndarray, box: np.ndarray, size: int, blur: float = 0.0)
     if blur > 0:
         image = image.filter(ImageFilter.GaussianBlur(blur))
     return np.asarray(image, dtype=np.float32) / 255
+
+
+def outside(shape: tuple[int, ...], box: np.ndarray, size: int) -> Float[np.ndarray, "s s"]:
+    """Share of each pixel of a crop that lies outside of a frame of this (height, width)."""
+    left, top, width, height = (float(x) for x in box)
+    if left >= 0 and top >= 0 and left + width <= shape[1] and top + height <= shape[0]:
+        return np.zeros((size, size), np.float32)
+    return 1 - crop_image(np.ones(shape[:2], bool), box, size)
+
+
+def without(frame: np.ndarray, mask: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """The frame with pixels that are to be ignored in the mean colour of the others in the box: resampling, blur and
+    detail would carry what is there to their neighbours."""
+    left, top, width, height = (float(x) for x in box)
+    near = np.s_[
+        max(int(top) - 1, 0) : max(int(top + height) + 2, 0), max(int(left) - 1, 0) : max(int(left + width) + 2, 0)
+    ]
+    hidden = mask[near]
+    if not hidden.any():
+        return frame
+    rest = frame[near][~hidden]
+    filled = frame.copy()
+    filled[near][hidden] = rest.mean(axis=0) if len(rest) else 0
+    return filled
 
 
 def detail(picture: Float[np.ndarray, "h w 3"], radii_px: tuple[float, ...]) -> Float[np.ndarray, "h w c"]:

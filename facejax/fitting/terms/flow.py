@@ -56,7 +56,7 @@ class Flow(Term):
         told = before.frames.picture if before is not None else observe_pictures(scene, footage, unknowns, ids)
         frames = take_frames(unknowns.frames, ids)
         colour, coverage, pixels, visible = _looks(scene)(unknowns.params, unknowns.clip, frames, told)
-        target, weight = flow_targets(told.picture, colour, coverage, pixels, visible)
+        target, weight = flow_targets(told.picture, told.ignore, colour, coverage, pixels, visible)
         return Observed(frames=batch_of(SeenFlow, told, target, weight), shared=_thinned(scene)[1].head.params)
 
     def loss(
@@ -101,23 +101,25 @@ def _looks(scene: Scene) -> Callable[..., tuple[Array, Array, Array, Array]]:
 
 
 def flow_targets(
-    picture: ArrayLike, colour: ArrayLike, coverage: ArrayLike, pixels: ArrayLike, visible: ArrayLike
+    picture: ArrayLike, ignore: ArrayLike, colour: ArrayLike, coverage: ArrayLike, pixels: ArrayLike, visible: ArrayLike
 ) -> tuple[Float[np.ndarray, "f v 2"], Float[np.ndarray, "f v"]]:
     """(target, weight): where flow from the drawn head to the picture says that each vertex is.
 
-    All arguments have a leading axis of frames. picture: display values. colour, coverage: as drawn, linear radiance.
-    pixels, visible: where vertices are drawn, and 1 where they are seen there.
+    All arguments have a leading axis of frames. picture: display values. ignore: 1 where it does not show the face:
+    flow is none there, and says nothing of the vertices. colour, coverage: as drawn, linear radiance. pixels, visible:
+    where vertices are drawn, and 1 where they are seen there.
     """
     seen = np.asarray(picture)
-    cover = np.asarray(coverage)[..., None]
+    keep = 1 - np.asarray(ignore)[..., None]
+    cover = np.asarray(coverage)[..., None] * keep
     where, visible = np.asarray(pixels), np.asarray(visible)
     targets, weights = [], []
     for k in range(len(seen)):
         drawn = linear_to_srgb_bytes(np.asarray(colour)[k]).astype(np.float32) / 255
         source = cover[k] * drawn + (1 - cover[k]) * seen[k]
         flow, trust = dense_flow(*((255 * x + 0.5).clip(0, 255).astype(np.uint8) for x in (source, seen[k])))
-        stack = np.concatenate([np.nan_to_num(flow), trust[..., None]], axis=-1)
+        stack = np.concatenate([np.nan_to_num(flow), trust[..., None], keep[k]], axis=-1)
         at = np.asarray(sample_bilinear(jnp.asarray(stack, jnp.float32), jnp.asarray(where[k])))
         targets.append(where[k] + at[:, :2])
-        weights.append(visible[k] * (at[:, 2] > 0.99))
+        weights.append(visible[k] * (at[:, 2:].min(axis=1) > 0.99))
     return np.stack(targets).astype(np.float32), np.stack(weights).astype(np.float32)

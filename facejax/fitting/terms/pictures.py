@@ -35,7 +35,7 @@ class SeenPicture(Record):
     picture: Float[Array, "s s 3"]
     """Face crop, display values in [0, 1]."""
     ignore: Float[Array, "s s"]
-    """1 where a mask says that a pixel is not the face."""
+    """1 where a mask says that a pixel is not the face, or there is no picture."""
     box: Float[Array, "4"]
     """Left, top, width, height of the crop in pixels of the input video."""
     prepared: PyTree
@@ -85,7 +85,7 @@ class Pictures(Term):
     ) -> Float[Array, ""]:
         """Eq. 7 of one frame."""
         drawn = scene.picture(params, clip, frame, seen.box, shared, seen.prepared)
-        mask = jax.lax.stop_gradient(inside(drawn.image.coverage)) * (1 - seen.ignore)
+        mask = jax.lax.stop_gradient(inside(drawn.image.coverage * (1 - seen.ignore)))
         return picture_loss(linear_to_srgb(drawn.image.colour), seen.picture, mask, self.laplacian)
 
     @property
@@ -119,7 +119,7 @@ class LightOfPictures(Term):
             told = take_frames(observe_pictures(scene, footage, dark, np.array([i])), 0)
             basis, mask = _responses(scene)(dark.params, dark.clip, take_frames(dark.frames, int(i)), told)
             picture = np.asarray(told.picture)
-            use = (np.asarray(mask) > 0) & (np.asarray(told.ignore) < 0.5) & (picture.max(axis=-1) < 0.98)
+            use = (np.asarray(mask) > 0) & (np.asarray(told.ignore) < 0.01) & (picture.max(axis=-1) < 0.98)
             where = np.flatnonzero(use)[:: max(int(use.sum()) // _PIXELS, 1)]
             columns = np.asarray(basis).reshape(rows, -1, 3)[:, where].transpose(2, 1, 0)  # (colour, pixel, row)
             systems.append((columns, srgb_to_linear(picture).reshape(-1, 3)[where].T))

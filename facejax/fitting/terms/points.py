@@ -41,7 +41,7 @@ class SeenPoints(Record):
     crop: Float[Array, "s s c"]
     """Face crop: display values in [0, 1], then the detail channels of `facejax.fitting.footage.detail`."""
     ignore: Float[Array, "s s"]
-    """1 where a mask says that a pixel is not the face."""
+    """1 where a mask says that a pixel is not the face, or there is no picture."""
     box: Float[Array, "4"]
     """Left, top, width, height of the crop in pixels of the input video."""
     weights: Float[Array, "n"]
