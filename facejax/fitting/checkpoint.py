@@ -1,7 +1,9 @@
 """Where a long fit can go on: finished landmarks, stages and windows, on disk, tied to the input they came from."""
 
 import dataclasses
+import functools
 import hashlib
+import inspect
 import os
 import shutil
 import types
@@ -99,6 +101,10 @@ def _add(digest: Any, fact: Any) -> None:
         for field in dataclasses.fields(fact):
             digest.update(field.name.encode())
             _add(digest, getattr(fact, field.name))
+    elif hasattr(fact, "__wrapped__"):  # by jax.jit, functools or a type checker
+        _add(digest, inspect.unwrap(fact))
+    elif isinstance(fact, functools.partial):
+        _add(digest, (fact.func, fact.args, fact.keywords))
     elif isinstance(fact, types.FunctionType):
         digest.update(f"{fact.__module__}.{fact.__qualname__}".encode())
         _add_code(digest, fact.__code__)
