@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
 import tyro
 
@@ -34,9 +34,16 @@ class Track:
     """Track the face in a video: shape, motion, expression, light and skin, as arrays, pictures and a GLB file."""
 
     video: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="VIDEO")]
-    """Video file, folder of images, or photo; a folder of photos of several sizes is one person's."""
-    out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
-    """Folder for the results; it is written whole or not at all."""
+    """Video file, folder of images, or photo; a folder of photos of several sizes is one person's. With --live also a
+    camera: its number, or /dev/video0."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder for the results; it is written whole or not at all. It may be left out with --live."""
+    live: bool = False
+    """Follow the face frame by frame as frames come, and say how fast; --out then writes track.npz and metrics.json."""
+    enrol: int = 32
+    """Frames with a face that --live fits together first: they show who it is."""
+    steps: int = 12
+    """Steps that --live takes on each frame; fewer are faster, more are closer."""
     model: str = "generic"
     """Head model: a name from `facejax assets list`, `generic` (built in), or a path; or the run folder or pinned
     checkpoint of a person's avatar (`facejax train deep-lighting`)."""
@@ -73,13 +80,20 @@ class Track:
         """Runs the command; the exit status."""
         intrinsics, frames = parse_intrinsics(self.intrinsics), parse_frames(self.frames)
         _check_track(self)
+        if self.live:
+            return self._run_live(intrinsics, frames)
+        out = self.out
+        if out is None:
+            return _fail(
+                2, "facejax track VIDEO takes --out DIR, the folder for the results; only --live goes without."
+            )
         use_compilation_cache()
         from facejax.apps.track import progress_folder, track
 
-        with show_progress() as progress, _resumable(lambda: progress_folder(self.out).is_dir()):
+        with show_progress() as progress, _resumable(lambda: progress_folder(out).is_dir()):
             rows = track(
                 self.video,
-                self.out,
+                out,
                 model=self.model,
                 landmarks=self.landmarks,
                 intrinsics=intrinsics,
@@ -97,7 +111,28 @@ class Track:
                 resume=self.resume,
                 progress=progress,
             )
-        print_summary(rows, f"{self.video} -> {self.out}")
+        print_summary(rows, f"{self.video} -> {out}")
+        return 0
+
+    def _run_live(self, intrinsics: tuple[float, ...] | None, frames: tuple[int | None, int | None] | None) -> int:
+        use_compilation_cache()
+        from facejax.apps.live import live_config, track_live
+
+        with show_progress() as progress:
+            rows = track_live(
+                self.video,
+                self.out,
+                model=self.model,
+                landmarks=self.landmarks,
+                intrinsics=intrinsics,
+                face=self.face,
+                frames=frames,
+                enrol=self.enrol,
+                config=live_config(self.preset, self.size, self.light, self.steps),
+                progress=progress,
+                show=progress.line,
+            )
+        print_summary(rows, f"{self.video}" + (f" -> {self.out}" if self.out is not None else ""))
         return 0
 
 
@@ -884,7 +919,7 @@ def use_compilation_cache() -> None:
 
 
 @contextlib.contextmanager
-def show_progress() -> Iterator[ProgressCallback]:
+def show_progress() -> Iterator["ShownProgress"]:
     """A callback that shows stage, count, speed and time left on stderr: bars on a terminal, else plain lines."""
     from rich.console import Console
 
@@ -903,6 +938,14 @@ def show_progress() -> Iterator[ProgressCallback]:
     )
     with Progress(*columns, console=console) as bars:
         yield _BarProgress(bars)
+
+
+class ShownProgress(Protocol):
+    """A `ProgressCallback` that also shows a line of its own, which changes."""
+
+    def __call__(self, stage: str, done: int, total: int) -> None: ...
+
+    def line(self, text: str) -> None: ...
 
 
 class PlainProgress:
@@ -929,6 +972,13 @@ class PlainProgress:
             self._said = now
             self._print(f"{stage} {done}/{total}{_pace(done - self._first, total - done, now - self._began)}")
 
+    def line(self, text: str) -> None:
+        """Prints a line that changes, at most every `interval` seconds."""
+        now = self._clock()
+        if now - self._said >= self._interval:
+            self._said = now
+            self._print(text)
+
 
 class _BarProgress:
     """Progress as one bar per stage."""
@@ -936,6 +986,13 @@ class _BarProgress:
     def __init__(self, bars: "Progress") -> None:
         self._bars = bars
         self._tasks: dict[str, tuple[int, float, int]] = {}  # stage -> (bar, when it began, what was done then)
+        self._line: int | None = None
+
+    def line(self, text: str) -> None:
+        """Shows a line below the bars, in place of the one before."""
+        if self._line is None:
+            self._line = int(self._bars.add_task(text, total=None, speed=""))
+        self._bars.update(self._line, description=text)  # type: ignore[arg-type]
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         now = time.monotonic()
@@ -996,6 +1053,12 @@ def _check_track(options: Track) -> None:
         _refuse(
             f"--ipd-mm is the distance between the pupils in millimetres (people: 45 to 80), not {options.ipd_mm:g}."
         )
+
+    if options.live:
+        apart = ("masks", "identity", "ipd_mm", "renders", "resume", "changing_light")
+        given = [f"--{name.replace('_', '-')}" for name in apart if getattr(options, name) not in (None, False)]
+        if given:
+            _refuse(f"--live goes without {', '.join(given)}: leave out what only a whole clip can use.")
 
 
 def _refuse(sentence: str) -> None:

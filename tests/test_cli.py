@@ -90,13 +90,21 @@ print("\\nheavy:", heavy, "seconds:", time.perf_counter() - start)
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["trakc", "a.mp4"], ["track", "a.mp4"], ["track", "a.mp4", "--out", "b", "-x"]]
+    "arguments", [[], ["trakc", "a.mp4"], ["track"], ["track", "--live"], ["track", "a.mp4", "--out", "b", "-x"]]
 )
 def test_a_command_that_does_not_exist_exits_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.main(arguments)
     assert stopped.value.code == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_whole_clip_needs_a_folder_for_its_results(calls, capsys):
+    assert cli.main(["track", "a.mp4"]) == 2
+    said = capsys.readouterr().err
+    assert "--out DIR" in said
+    assert said.count("\n") == 1
+    assert not calls
 
 
 def test_track_passes_its_defaults_on(calls, capsys):

@@ -143,7 +143,7 @@ def track(
         metrics |= {
             "truth": {name: {"value": value, "control": control} for name, value, control in more},
             "config": dataclasses.asdict(config) | {"face": face, "ipd_mm": ipd_mm, "model": result.model_name},
-            "versions": _versions(),
+            "versions": versions(),
             "timing_seconds": clock.seconds() | {"compilation": clock.compilation()},
             "notes": notes,
         }
@@ -353,7 +353,8 @@ def _number(value: float | None) -> str:
     return "n/a" if value is None or not np.isfinite(value) else f"{value:.3g}"
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of what a result was made with, and where."""
     return {
         "facejax": facejax.__version__,
         "jax": jax.__version__,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 
 from facejax.data.video import Video
 from facejax.geometry.arrays import read_npz
@@ -487,6 +487,49 @@ class _Follower:
         if mine is not None and self._lost_for:
             self.notes.append(f"no face in {_span(number - self._lost_for, number - 1)}")
         return mine
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FaceSeen:
+    """One face's landmarks in one frame, see `Landmarks`."""
+
+    points: Float[np.ndarray, "478 2"]
+    depth: Float[np.ndarray, "478"]
+    confidence: Float[np.ndarray, "478"]
+
+
+class FaceDetector:
+    """Follows one face through frames as they come, as `detect_landmarks` does through a clip. A context.
+
+    face: which of several, numbered by size in the first frame that shows any. model_path: MediaPipe's bundle; by
+    default the installed asset `face-landmarker`. Raises `InputError` without MediaPipe or its model.
+    """
+
+    def __init__(self, *, face: int = 0, model_path: Path | None = None) -> None:
+        if face < 0:
+            raise InputError(f"`face` must be 0 or more (0 is the largest face), not {face}.")
+        self._follower = _make_follower(_read_model(model_path), face, smoothing=False)
+        self._frames = 0
+
+    def detect(self, frame: UInt8[np.ndarray, "h w 3"], time: float) -> FaceSeen | None:
+        """The face in the next frame, sRGB-encoded; None where it is not found. time: seconds, ascending.
+
+        Raises `InputError` for a `face` that is not there.
+        """
+        found = self._follower(self._frames, frame, time)
+        self._frames += 1
+        if found is None:
+            return None
+        points = found.points.astype(np.float32)
+        size = (frame.shape[1], frame.shape[0])
+        confidence = landmark_confidence(points[:, :2], points[:, 2], size)
+        return FaceSeen(points=points[:, :2], depth=points[:, 2], confidence=confidence)
+
+    def __enter__(self) -> "FaceDetector":
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self._follower.close()
 
 
 def _span(first: int, last: int) -> str:

@@ -33,7 +33,8 @@ from facejax.scenes.unknowns import over_frames, placed
 STATUS_NAMES = ("tracked", "no face found", "landmarks not matched", "picture not matched", "not finite")
 """How a frame ended; what is worse comes later."""
 
-_LOST_MM = 9.0  # mean landmark residual on the face above which a frame is said to have failed
+LOST_MM = 9.0
+"""Mean landmark residual on the face above which a frame is said to have failed."""
 
 
 def fit_sequence(
@@ -150,7 +151,7 @@ class Fit:
         status = np.zeros(len(residual), np.int32)
         if self.logs:
             status[self.logs[-1].unmatched] = 3
-        status[residual > _LOST_MM] = 2
+        status[residual > LOST_MM] = 2
         stopped = np.any([log.stopped for log in self.logs], axis=0) if self.logs else np.zeros(len(status), bool)
         status[stopped | ~np.isfinite(residual)] = 4
         status[np.asarray(seen.weights).sum(axis=1) <= 0] = 1
