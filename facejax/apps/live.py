@@ -334,7 +334,7 @@ def _result(fit: Fit, enrolled: list[_Came], run: _Run, metrics: dict[str, Any])
         light=jax.vmap(light_in, in_axes=(None, 0))(clip, frames),
         light_model=fit.light_model,
         camera=cameras,
-        image_size=(int(fit.footage.sizes[0, 0]), int(fit.footage.sizes[0, 1])),
+        image_size=(int(fit.footage.clip.sizes[0, 0]), int(fit.footage.clip.sizes[0, 1])),
         time=(times - times[0]).astype(np.float32),
         frame_ids=np.array([c.number for c in enrolled] + [row[2] for row in run.rows], np.int32),
         landmarks_target=np.stack([c.frame.points for c in enrolled] + [row[1] for row in run.rows]),

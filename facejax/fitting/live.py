@@ -7,7 +7,7 @@ beside two frames that stay as they are. It looks back as a window of the offlin
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from facejax.data.landmarks import landmark_confidence
+from facejax.data.video import open_video
 from facejax.fitting.config import FitConfig
 from facejax.fitting.footage import Footage
 from facejax.fitting.plans import Known, plan_for
@@ -182,7 +183,7 @@ def init(fit: Fit, config: LiveConfig = LiveConfig()) -> LiveState:
         turn=dataclasses.replace(turn, steps=config.steps),
         longest_gap=config.longest_gap,
         lens=jax.tree_util.tree_map(jnp.asarray, take_frames(unknowns.frames.lens, 0)),
-        size=(int(fit.footage.sizes[0, 0]), int(fit.footage.sizes[0, 1])),
+        size=(int(fit.footage.clip.sizes[0, 0]), int(fit.footage.clip.sizes[0, 1])),
         metric=metric,
         unknowns=unknowns.replace(frames=on_host(take_frames(unknowns.frames, last))),
         run=0,
@@ -280,23 +281,6 @@ def _lens_of(state: LiveState, frame: LiveFrame) -> Lens:
     )
 
 
-class _One:
-    """One picture as a clip."""
-
-    n_frames = 1
-
-    def __init__(self, picture: np.ndarray) -> None:
-        self.picture = picture
-        self.size = (picture.shape[1], picture.shape[0])
-
-    def frames(self, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
-        del start, stop
-        yield self.picture
-
-    def read(self, indices: Sequence[int]) -> list[np.ndarray]:
-        return [self.picture for _ in indices]
-
-
 def _footage(frame: LiveFrame) -> Footage:
     points = np.asarray(frame.points, np.float32)
     confidence = frame.confidence
@@ -306,7 +290,7 @@ def _footage(frame: LiveFrame) -> Footage:
     seen: np.ndarray = np.all(np.abs(points) < _FARTHEST_PX, axis=1)
     points = np.where(seen[:, None], points, np.float32(np.nan))
     return Footage(
-        clip=_One(frame.picture),
+        clip=open_video(frame.picture[None]),
         masks=None,
         points=points[None],
         confidence=np.asarray(confidence, np.float32)[None],
