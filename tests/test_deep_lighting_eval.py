@@ -9,6 +9,7 @@ import pytest
 from toy_avatar import CODE, GROUPS, toy_avatar
 from toy_head import toy_head
 
+from facejax.data.video import open_video
 from facejax.evaluation.deep_lighting import (
     TABLE_1,
     TABLES,
@@ -128,7 +129,9 @@ def exact():
     frames = frames.replace(code=frames.code.replace(code=codes))
     clip = ClipVariables(code=shared, light=jnp.zeros((GROUPS, 3)), log_zoom=jnp.zeros(()))
     unknowns = Unknowns(params=avatar.params, clip=clip, frames=frames, settled={})
-    footage = Footage(None, None, np.zeros((2, 478, 2)), np.ones((2, 478)), np.ones(2, bool))
+    footage = Footage(
+        open_video(np.zeros((2, 48, 48, 3), np.uint8)), None, np.zeros((2, 478, 2)), np.ones((2, 478)), np.ones(2, bool)
+    )
     done = Fit(make_scene(avatar, (48, 48)), footage, unknowns, [])
     seen = np.stack([np.asarray(to_camera_frame(v, POSE)) for v in faces])
 

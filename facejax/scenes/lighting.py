@@ -170,8 +170,8 @@ class NetworkLight:
         del vertices
         return ()
 
-    def shade(self, params: PyTree, face: Face, light: Float[Array, "g 3"], pose: Pose, prepared: PyTree) -> Lit:
-        """See `Lighting.shade`: the texture is the radiance."""
+    def shade(self, params: PyTree, face: Face, light: PyTree, pose: Pose, prepared: PyTree) -> Lit:
+        """See `Lighting.shade`: the texture is the radiance. light: as the head's `relit` takes it, a lighting code."""
         del prepared
         return Lit(self.head.relit(params, face, light, pose), jnp.zeros((1, 3)))
 
