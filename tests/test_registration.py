@@ -248,7 +248,8 @@ def test_the_truth_has_almost_no_loss_and_gradients_are_differences(clip):
     terms = (Pictures(laplacian=0.0),)
     assert loss_of(clip, clip.truth, KEY, terms) < 2.0  # rounding to 8 bits, and radiance below 0
     dark = clip.truth.clip.replace(light=0.8 * clip.truth.clip.light)
-    seen = take_frames(terms[0].observe(clip.scene, clip.footage, clip.truth, KEY).frames, 0)
+    seen = terms[0].observe(clip.scene, clip.footage, clip.truth, KEY)
+    seen = jax.tree.map(jnp.asarray, take_frames(seen.frames, 0))
     frame = jax.tree.map(jnp.asarray, take_frames(clip.truth.frames, 0))
 
     def loss(code):

@@ -171,11 +171,11 @@ class NetworkLight:
         return ()
 
     def shade(self, params: PyTree, face: Face, light: PyTree, pose: Pose, prepared: PyTree) -> Lit:
-        """See `Lighting.shade`: the texture is the radiance. light: as the head's `relit` takes it, a lighting code."""
+        """See `Lighting.shade`: the texture is the radiance. light: whatever the head's `relit` takes."""
         del prepared
         return Lit(self.head.relit(params, face, light, pose), jnp.zeros((1, 3)))
 
-    def prior(self, light: Float[Array, "g 3"]) -> Float[Array, ""]:
+    def prior(self, light: PyTree) -> Float[Array, ""]:
         """None."""
         del light
         return jnp.zeros(())
