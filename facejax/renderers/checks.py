@@ -26,6 +26,7 @@ def check_topology(topology: Topology, size: tuple[int, int]) -> None:
         raise InputError(f"A mesh to draw needs triangles, (T, 3) vertex ids, got {faces.shape}.")
     if not known(faces, uv_faces):
         return
+    faces, uv_faces = np.asarray(faces), np.asarray(uv_faces)
     if faces.min() < 0 or faces.max() >= topology.n_vertices:
         raise InputError(
             f"Triangles must name vertices from 0 to {topology.n_vertices - 1}, got {faces.min()} to {faces.max()}."
