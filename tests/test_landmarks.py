@@ -19,6 +19,7 @@ from facejax.data.landmarks import (
     FOREHEAD,
     N_BLENDSHAPES,
     N_POINTS,
+    FaceDetector,
     Landmarks,
     detect_landmarks,
     landmark_confidence,
@@ -421,3 +422,17 @@ def test_detection_is_silent(clip, model, capfd):
     captured = capfd.readouterr()
     assert captured.err == ""
     assert captured.out == ""
+
+
+def test_a_detector_of_frames_that_come_one_by_one_finds_what_a_clip_does(clip, model):
+    frames, _ = clip
+    found = detect_landmarks(open_video(frames[:3]), model_path=model)
+    with FaceDetector(model_path=model) as detector:
+        assert detector.detect(np.zeros_like(frames[0]), 0.0) is None
+    with FaceDetector(model_path=model) as detector:
+        for i, frame in enumerate(frames[:3]):
+            seen = detector.detect(frame, i / 25)
+            np.testing.assert_allclose(seen.points, found.points[i], atol=1e-3)
+            np.testing.assert_allclose(seen.confidence, found.confidence[i], atol=1e-5)
+    with pytest.raises(InputError, match="0 or more"):
+        FaceDetector(face=-1)

@@ -241,6 +241,7 @@ def enrolled_on_pictures():
                     stages=stages)  # fmt: skip
 
 
+@pytest.mark.slow
 def test_pictures_move_pose_and_light_as_offline():
     fit = enrolled_on_pictures()
     offline = fit.result()
@@ -253,6 +254,7 @@ def test_pictures_move_pose_and_light_as_offline():
     np.testing.assert_allclose(np.stack([t.light for t in ended]), offline.light_code, atol=0.1)
 
 
+@pytest.mark.slow
 def test_a_light_that_is_no_number_ends_in_a_status_and_not_in_the_state():
     fit = enrolled_on_pictures()
     frames, landmarks = painted()

@@ -121,7 +121,7 @@ class _Feed:
 
     def __iter__(self) -> Iterator[_Came]:
         for picture, at, arrived, number in self._pictures():
-            points = np.full((478, 2), np.nan, np.float32)
+            points = live.NO_POINTS
             depth, confidence = np.full(478, np.nan, np.float32), np.zeros(478, np.float32)
             if isinstance(self._finder, Landmarks):
                 found = self._finder

@@ -2,6 +2,7 @@
 
 from facejax.fitting.config import FitConfig
 from facejax.fitting.image import fit_image
+from facejax.fitting.live import LiveConfig, LiveFrame, LiveState, Tracked
 from facejax.fitting.plans import Known, plan_for
 from facejax.fitting.schedule import Job, Stage, StageLog, run_stages
 from facejax.fitting.sequence import Fit, fit_clip, fit_sequence
@@ -14,10 +15,14 @@ __all__ = [
     "GaussNewton",
     "Job",
     "Known",
+    "LiveConfig",
+    "LiveFrame",
+    "LiveState",
     "Lots",
     "Settle",
     "Stage",
     "StageLog",
+    "Tracked",
     "Turn",
     "fit_clip",
     "fit_image",

@@ -42,6 +42,10 @@ _LEAST_POINTS = 8  # of a frame with a face
 _FARTHEST_PX = 1e6  # a point beyond, as one that is no number, was not seen
 
 
+NO_POINTS = np.full((478, 2), np.nan, np.float32)
+"""The points of a frame without a face."""
+
+
 @dataclasses.dataclass(frozen=True)
 class LiveConfig:
     """Choices of live tracking."""

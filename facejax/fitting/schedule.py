@@ -348,7 +348,7 @@ def _windows(job: Job, stage: Stage, unknowns: Unknowns, name: str) -> tuple[Unk
     window = max(8, min(stage.window, 1 << (count - 1).bit_length()))
     starts = [0]
     while starts[-1] + window < count:
-        starts.append(starts[-1] + window - _OVERLAP)
+        starts.append(starts[-1] + window - min(_OVERLAP, window // 2))  # a window of 8 goes on, too
     sight, losses = _Sight(job, np.arange(count)), []
     kept = _kept(job, f"{name}-windows", unknowns)
     done = int(kept[1]["done"]) if kept else 0
