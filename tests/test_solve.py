@@ -7,7 +7,7 @@ import pytest
 from toy_head import toy_head
 
 from facejax.fitting.checkpoint import Checkpoint, fingerprint
-from facejax.fitting.solve import frame_curvature, join, minimise, paths_of, split, whitening
+from facejax.fitting.solve import frame_curvature, join, minimise, paths_of, rates_of, split, whitening
 from facejax.geometry.records import Camera
 from facejax.scenes import ClipVariables, FrameVariables, Lens, PoseVariables
 from facejax.scenes.unknowns import leaf_at, path_name, with_leaf
@@ -104,7 +104,9 @@ def test_coordinates_of_different_curvature_arrive_together():
     start = variables()
     start["clip"] = start["clip"].replace(code=SHARED.replace(shape=jnp.ones(3)))
     loss = lambda v: jnp.sum(stiff * v["clip"].code.shape ** 2)  # noqa: E731
-    solved = jax.jit(lambda v: minimise(alone(loss), v, ("clip.code.shape",), steps=300))(start).variables
+    solved = jax.jit(lambda v: minimise(alone(loss), v, ("clip.code.shape",), steps=300, rates=rates_of(HEAD)))(
+        start
+    ).variables
     assert np.abs(np.asarray(solved["clip"].code.shape)).max() < 0.02
 
 

@@ -150,7 +150,7 @@ _REGISTRATION: Mapping[str, _Counts] = {
 """`full` takes as many iterations as the paper and its rates for light and network; `fast` few, with a bolder light.
 
 The paper's rate of 0.1 for pose and code is for Adam on its own units; here landmarks are fitted in whitened
-coordinates, and pictures at the rates of `facejax.fitting.solve.RATES`."""
+coordinates, and pictures at the rates of `facejax.fitting.solve.rates_of`."""
 
 
 def registration(config: FitConfig, known: Known) -> tuple[Stage, ...]:

@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from facejax.fitting.terms.term import Observed, Term
 from facejax.geometry.records import PyTree, Record, record
+from facejax.models.head import HeadModel
 from facejax.scenes import Scene
 from facejax.scenes.unknowns import path_name, take_frames
 
@@ -25,16 +26,10 @@ RATES: Mapping[str, float] = {
     "anchor": 0.01,
     "log_scale": 0.005,
     "log_zoom": 0.02,
-    "activations": 0.02,
-    "gaze": 0.02,
-    "eyelids": 0.03,
-    "shape": 0.05,
-    "skin": 0.05,
     "light": 0.02,
-    "texture": 0.01,
-    "code": 0.05,
 }
-"""Learning rates by name of the leaf; any other leaf moves at 0.01."""
+"""Learning rates by name of the leaf, of what every scene has; a head's own leaves move at its `rates`, any other leaf
+at 0.01."""
 
 _FROZEN = ("base", "lens")  # constants that travel with variables
 
@@ -193,11 +188,12 @@ def minimise(
     rate: float = 1.0,
     metric: Float[Array, "p p"] | None = None,
     descent: Descent = Descent(),
+    rates: Mapping[str, float] = RATES,
 ) -> Solved:
     """Minimise a loss over the leaves under `free`, as one scan with a cosine decay to a twentieth.
 
     loss: variables -> (a mean over frames, each term's loss of each frame). Leaves move by Adam at their own rates
-    (`RATES`). With a `metric` (`whitening` of one frame's curvature) the leaves of `variables["frame"]`, whose first
+    (`rates`). With a `metric` (`whitening` of one frame's curvature) the leaves of `variables["frame"]`, whose first
     axis is frames, move in whitened coordinates, see `Descent`. Pure; meant to be called inside one jit.
     """
     moving, held = split(variables, free)
@@ -213,7 +209,7 @@ def minimise(
             rows = flat + jnp.matmul(m["frame"], metric, precision=jax.lax.Precision.HIGHEST)
             return join({**m, "frame": jax.vmap(unravel)(rows)}, held)
 
-    optimiser = _optimiser(start, rate, metric is not None, descent)
+    optimiser = _optimiser(start, rate, rates, descent if metric is not None else None)
     first = jax.eval_shape(lambda m: loss(place(m)), start)[1]
     alive = jnp.ones(first.shape[1], bool)
 
@@ -251,7 +247,16 @@ def descent_solver(scene: Scene, turn: Turn, in_time: bool) -> Callable[..., Sol
             frames = jax.tree_util.tree_map(lambda x, x0: jnp.where(_along(held, x), x0, x), v["frame"], start)
             return objective(scene, turn.terms, {**v, "frame": frames}, seen, weight, in_time)
 
-        return minimise(loss, variables, free, steps=turn.steps, rate=turn.rate, metric=metric, descent=descent)
+        return minimise(
+            loss,
+            variables,
+            free,
+            steps=turn.steps,
+            rate=turn.rate,
+            metric=metric,
+            descent=descent,
+            rates=rates_of(scene.head),
+        )
 
     return solve
 
@@ -328,7 +333,7 @@ def _lots_step(scene: Scene, turn: Turn) -> Callable[..., tuple]:
         good = alive[drawn] & jnp.all(jnp.isfinite(each), axis=0)
         alive = alive.at[drawn].set(good) & _finite_rows(gradient.get("frame"), len(alive))
         whole = _all_finite({k: v for k, v in gradient.items() if k != "frame"})
-        update, moved = _optimiser(current, turn.rate, False, Descent()).update(
+        update, moved = _optimiser(current, turn.rate, rates_of(scene.head)).update(
             _only(gradient, alive, whole), state, current
         )
         update = _only(update, alive, whole)
@@ -352,7 +357,7 @@ def by_lots(
     """
     free = paths_of(scene.head.roles, turn.free)
     moving, held = split(jax.tree_util.tree_map(jnp.asarray, variables), free)
-    step, state = _lots_step(scene, turn), _optimiser(moving, turn.rate, False, Descent()).init(moving)
+    step, state = _lots_step(scene, turn), _optimiser(moving, turn.rate, rates_of(scene.head)).init(moving)
     count = len(jax.tree_util.tree_leaves(variables["frame"])[0])
     alive, whole, losses = jnp.ones(count, bool), jnp.asarray(True), []
     last = np.zeros((len(turn.terms), count), np.float32)
@@ -453,21 +458,30 @@ def _only(tree: PyTree, alive: Array, whole: Array) -> PyTree:
     return kept
 
 
-def _optimiser(start: PyTree, rate: float, whitened: bool, descent: Descent) -> optax.GradientTransformation:
+def rates_of(head: HeadModel) -> dict[str, float]:
+    """Learning rates by name of the leaf: every scene's, and what the head says of its own."""
+    return {**RATES, **getattr(head, "rates", {})}
+
+
+def _optimiser(
+    start: PyTree, rate: float, rates: Mapping[str, float], descent: Descent | None = None
+) -> optax.GradientTransformation:
+    """Adam, each leaf at its own rate; with a descent the whitened rows of `start["frame"]` by Nesterov's method."""
+
     def at_own_rates(update: PyTree, _: PyTree) -> PyTree:
         return jax.tree_util.tree_map_with_path(
-            lambda p, u: -rate * RATES.get(path_name(p).split(".")[-1], 0.01) * u, update
+            lambda p, u: -rate * rates.get(path_name(p).split(".")[-1], 0.01) * u, update
         )
 
     adam = optax.chain(optax.scale_by_adam(b1=0.9, b2=0.99), optax.stateless(at_own_rates))
-    if not whitened:
+    if descent is None:
         return adam
-    n_frames = start["frame"].shape[0]
+    n_frames, longest = start["frame"].shape[0], descent.clip
 
     def clipped(update: PyTree, _: PyTree) -> PyTree:
         def one(g: Array) -> Array:
             g = n_frames * g
-            return g * jnp.minimum(1.0, descent.clip / jnp.maximum(jnp.linalg.norm(g, axis=1, keepdims=True), 1e-9))
+            return g * jnp.minimum(1.0, longest / jnp.maximum(jnp.linalg.norm(g, axis=1, keepdims=True), 1e-9))
 
         return jax.tree_util.tree_map(one, update)
 

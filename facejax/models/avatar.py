@@ -95,6 +95,11 @@ class Avatar:
         """See `HeadModel.roles`: no texture is solved for, the avatar brings its appearance."""
         return _ROLES
 
+    @property
+    def rates(self) -> Mapping[str, float]:
+        """Learning rates of its leaves, for descent by Adam; the network's weights move at the default."""
+        return {"code": 0.05}
+
     def init_code(self) -> tuple[AvatarClip, AvatarFrame]:
         """The code of all zeros, from which the paper starts its adaptation."""
         return AvatarClip(), AvatarFrame(code=jnp.zeros(self.appearance.config.code))

@@ -45,6 +45,7 @@ class HeadModel(Protocol):
     `params` is a pytree of arrays (a morphable model's bases, a network's weights); `shared` and `frame` are the two
     parts of a code: what is one for a whole clip, and what each frame has for itself. Light is no part of it: see
     `facejax.scenes`. All methods are pure.
+    A head may also have `rates`: learning rates by name of its leaves, where 0.01 is not right for them.
     """
 
     def __hash__(self) -> int:

@@ -136,6 +136,11 @@ class MorphableHead:
         """See `HeadModel.roles`."""
         return _ROLES
 
+    @property
+    def rates(self) -> Mapping[str, float]:
+        """Learning rates of its leaves, for descent by Adam."""
+        return {"activations": 0.02, "gaze": 0.02, "eyelids": 0.03, "shape": 0.05, "skin": 0.05, "texture": 0.01}
+
     def init_code(self, texture_size: int = 8) -> tuple[Identity, Expression]:
         """The mean person at rest, with an empty texture."""
         p = self.params
