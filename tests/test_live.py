@@ -247,11 +247,17 @@ def test_pictures_move_pose_and_light_as_offline():
     offline = fit.result()
     frames, landmarks = painted()
     state = live.init(fit, LiveConfig(fit=SEEN, steps=20))
-    _, ended = follow(fit.scene, state, [LiveFrame(frames[i], landmarks[i], i / 25) for i in range(N)])
+    shots = [LiveFrame(frames[i], landmarks[i], i / 25) for i in range(N)]
+    _, ended = follow(fit.scene, state, shots)
     assert all(t.valid for t in ended)
     assert degrees_apart(stacked(ended), types.SimpleNamespace(rotation=jnp.asarray(offline.rotation))).max() < 0.5
     np.testing.assert_allclose(stacked(ended).translation[:, 2], offline.translation[:, 2], rtol=0.01)
-    np.testing.assert_allclose(np.stack([t.light for t in ended]), offline.light_code, atol=0.1)
+    mean = np.stack([t.light for t in ended])[:, 0]  # how bright: an ellipsoid says little of the directions
+    np.testing.assert_allclose(mean, offline.light_code[:, 0], rtol=0.15)
+    frames_of = state.unknowns.frames
+    dark = state.unknowns.replace(frames=frames_of.replace(light=0.6 * frames_of.light))
+    _, ended = follow(fit.scene, dataclasses.replace(state, unknowns=dark), shots)
+    np.testing.assert_allclose(ended[-1].light[0], mean[-1], rtol=0.15)
 
 
 @pytest.mark.slow
