@@ -9,6 +9,7 @@ import pytest
 from test_fit import EXACT, clip, head, intrinsics, quick
 
 from facejax.fitting import FitConfig, Known, Stage, Turn, fit_sequence
+from facejax.fitting.schedule import window_starts
 from facejax.fitting.sequence import STATUS_NAMES, fit_clip
 from facejax.fitting.solve import Descent, Lots, Settle
 from facejax.fitting.terms import Landmarks
@@ -149,3 +150,13 @@ def test_a_stage_that_cannot_run_is_refused(frames, by):
 def test_a_stage_without_turns_is_refused():
     with pytest.raises(InputError, match="has 0"):
         Stage("empty", (), "key")
+
+
+@pytest.mark.parametrize(("count", "wanted"), [(1, 64), (8, 8), (9, 8), (30, 8), (100, 64), (300, 512)])
+def test_windows_reach_every_frame_and_overlap(count, wanted):
+    window, starts = window_starts(count, wanted)
+    assert 8 <= window <= max(8, wanted)
+    assert starts[0] == 0
+    assert starts[-1] + window >= count
+    assert all(b - a < window for a, b in zip(starts, starts[1:], strict=False))
+    assert all(a + window < count for a in starts[:-1])

@@ -345,10 +345,7 @@ def _windows(job: Job, stage: Stage, unknowns: Unknowns, name: str) -> tuple[Unk
     """Every frame, in overlapping windows; neighbours in time pull at each other."""
     (turn,) = stage.turns
     count = len(job.footage.points)
-    window = max(8, min(stage.window, 1 << (count - 1).bit_length()))
-    starts = [0]
-    while starts[-1] + window < count:
-        starts.append(starts[-1] + window - min(_OVERLAP, window // 2))  # a window of 8 goes on, too
+    window, starts = window_starts(count, stage.window)
     sight, losses = _Sight(job, np.arange(count)), []
     kept = _kept(job, f"{name}-windows", unknowns)
     done = int(kept[1]["done"]) if kept else 0
@@ -384,6 +381,16 @@ def _windows(job: Job, stage: Stage, unknowns: Unknowns, name: str) -> tuple[Unk
     job.report(stage.name, count, count)
     mean = tuple(float(x) for x in np.mean(losses, axis=0)) if losses else ()
     return unknowns, StageLog(stage.name, count, mean, sight.stopped, sight.unmatched)
+
+
+def window_starts(count: int, wanted: int) -> tuple[int, list[int]]:
+    """(frames of a window, first frame of each) over a clip: of `wanted` frames, or the power of two that holds all;
+    each overlaps the one before by 8 frames, or by half."""
+    window = max(8, min(wanted, 1 << (count - 1).bit_length()))
+    starts = [0]
+    while starts[-1] + window < count:
+        starts.append(starts[-1] + window - min(_OVERLAP, window // 2))
+    return window, starts
 
 
 def _window(
