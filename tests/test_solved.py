@@ -1,6 +1,7 @@
 """How fits end, and what they compile: statuses of frames that cannot be solved, and solvers that serve every clip."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -158,5 +159,5 @@ def test_windows_reach_every_frame_and_overlap(count, wanted):
     assert 8 <= window <= max(8, wanted)
     assert starts[0] == 0
     assert starts[-1] + window >= count
-    assert all(b - a < window for a, b in zip(starts, starts[1:], strict=False))
+    assert all(b - a < window for a, b in itertools.pairwise(starts))
     assert all(a + window < count for a in starts[:-1])
