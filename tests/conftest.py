@@ -1,5 +1,7 @@
 """Fixtures that many test files share."""
 
+import functools
+import gc
 import os
 from pathlib import Path
 
@@ -29,3 +31,25 @@ def assets() -> Path:
     if folder is None:
         pytest.skip("development assets not found: set FACEJAX_ASSETS to their folder")
     return folder
+
+
+_PROGRAMS_BYTES = 3 << 30
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs_are_kept():
+    """Forgets what was compiled once that fills a worker's memory: solvers and scenes are kept for the next clip, and
+    two hundred test modules have as many heads."""
+    yield
+    if _resident_bytes() < _PROGRAMS_BYTES:
+        return
+    for thing in gc.get_objects():
+        if isinstance(thing, functools._lru_cache_wrapper) and str(thing.__module__).startswith("facejax"):
+            thing.cache_clear()
+    jax.clear_caches()
+    gc.collect()
+
+
+def _resident_bytes() -> int:
+    pages = Path("/proc/self/statm")
+    return int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if pages.is_file() else _PROGRAMS_BYTES
