@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import struct
+import time
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -245,6 +246,14 @@ def test_every_other_name_is_refused(name, tmp_path):
 )
 def test_a_table_that_is_none_is_refused(said, what, tmp_path):
     refused(write_pth(tmp_path / "x.pth", said, {}), what)
+
+
+def test_a_table_of_marks_is_read_in_no_more_time_than_its_length(tmp_path):
+    said = b"\x80\x02" + b"(" * 100_000 + b"t" * 100_000 + b"."
+    path = write_pth(tmp_path / "x.pth", said, {})
+    start = time.process_time()
+    refused(path, "no dictionary of tensors")
+    assert time.process_time() - start < 20  # a search from the bottom takes minutes
 
 
 @pytest.mark.parametrize(

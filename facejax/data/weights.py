@@ -253,10 +253,12 @@ def _said_by(stream: io.BytesIO) -> Any:
     memo: dict[Any, Any] = {}
 
     def since_mark() -> list[Any]:
-        start = max(n for n, value in enumerate(stack) if isinstance(value, _Mark))
-        values = stack[start + 1 :]
-        del stack[start:]
-        return values
+        values = []
+        while not isinstance(
+            value := stack.pop(), _Mark
+        ):  # from the top: a table of marks alone must not take for ever
+            values.append(value)
+        return values[::-1]
 
     for opcode, argument, _ in pickletools.genops(stream):
         kind = opcode.name

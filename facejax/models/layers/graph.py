@@ -22,25 +22,28 @@ _BORDER_WEIGHT = 100.0
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SparseMatrix:
-    """A constant matrix with few entries per row, compared by identity, static under jit.
+    """A constant matrix of few entries, compared by identity, static under jit.
 
-    Rows with fewer entries than the longest are filled with weights of 0.
+    One list for all rows: on heads some vertices have many times the usual number of neighbours.
     """
 
+    rows: np.ndarray
+    """(k,) int32, ascending: the row of each entry."""
     columns: np.ndarray
-    """(r, k) int32: which entries of the vector each row reads."""
+    """(k,) int32: its column."""
     weights: np.ndarray
-    """(r, k) float32: what they are multiplied by."""
-    n_columns: int
+    """(k,) float32: the entry."""
+    shape: tuple[int, int]
 
     def __matmul__(self, x: Float[Array, "n c"]) -> Float[Array, "r c"]:
-        """The product, row by row in full float32."""
-        return jnp.einsum("rk,rkc->rc", self.weights, x[self.columns], precision=jax.lax.Precision.HIGHEST)
+        """The product, in full float32."""
+        products = jnp.asarray(self.weights)[:, None] * x[self.columns]
+        return jax.ops.segment_sum(products, jnp.asarray(self.rows), self.shape[0], indices_are_sorted=True)
 
     def dense(self) -> np.ndarray:
-        """(r, n) float32, with every zero."""
-        made = np.zeros((len(self.columns), self.n_columns), np.float32)
-        np.add.at(made, (np.arange(len(made))[:, None], self.columns), self.weights)
+        """With every zero, float32."""
+        made = np.zeros(self.shape, np.float32)
+        np.add.at(made, (self.rows, self.columns), self.weights)
         return made
 
 
@@ -106,7 +109,7 @@ def scaled_laplacian(faces: np.ndarray, n_vertices: int) -> SparseMatrix:
     both = np.concatenate([both, both[:, ::-1]])
     degree = np.bincount(both[:, 0], minlength=n_vertices)
     values = -1 / np.sqrt(degree[both[:, 0]] * degree[both[:, 1]].astype(np.float64))
-    return _rows(both[:, 0], both[:, 1], values, n_vertices, n_vertices)
+    return _sparse(both[:, 0], both[:, 1], values, (n_vertices, n_vertices))
 
 
 def quadric_pooling(vertices: np.ndarray, faces: np.ndarray, n_vertices: int) -> MeshPooling:
@@ -126,12 +129,17 @@ def quadric_pooling(vertices: np.ndarray, faces: np.ndarray, n_vertices: int) ->
     number = np.full(len(points), -1, np.int32)
     number[kept] = np.arange(len(kept))
     left = np.array([face for face in coarse.faces if face is not None], np.int32).reshape(-1, 3)
-    down = SparseMatrix(kept[:, None], np.ones((len(kept), 1), np.float32), len(points))
-    triangles, weights = _on_coarse(points, left, np.flatnonzero(~coarse.alive))
-    columns, values = np.zeros((len(points), 3), np.int32), np.zeros((len(points), 3), np.float32)
-    columns[kept, 0], values[kept, 0] = number[kept], 1
-    columns[~coarse.alive], values[~coarse.alive] = number[triangles], weights
-    return MeshPooling(number[left], kept, down, SparseMatrix(columns, values, len(kept)))
+    places = np.arange(len(kept))
+    down = _sparse(places, kept, np.ones(len(kept)), (len(kept), len(points)))
+    lost = np.flatnonzero(~coarse.alive)
+    triangles, weights = _on_coarse(points, left, lost)
+    up = _sparse(
+        np.concatenate([kept, np.repeat(lost, 3)]),
+        np.concatenate([places, number[triangles].ravel()]),
+        np.concatenate([np.ones(len(kept)), weights.ravel()]),
+        (len(points), len(kept)),
+    )
+    return MeshPooling(number[left], kept, down, up)
 
 
 class _Collapsing:
@@ -274,14 +282,9 @@ def _edges(faces: np.ndarray) -> np.ndarray:
     return sides[sides[:, 0] != sides[:, 1]]
 
 
-def _rows(rows: np.ndarray, columns: np.ndarray, values: np.ndarray, height: int, width: int) -> SparseMatrix:
-    """Entries, each place once, by rows."""
+def _sparse(rows: np.ndarray, columns: np.ndarray, weights: np.ndarray, shape: tuple[int, int]) -> SparseMatrix:
+    """Of entries in any order."""
     order = np.lexsort((columns, rows))
-    rows, columns, values = rows[order], columns[order], values[order]
-    lengths = np.bincount(rows, minlength=height)
-    starts = np.cumsum(lengths) - lengths
-    place = np.arange(len(rows)) - starts[rows]
-    shape = (height, int(lengths.max(initial=1)))
-    ids, weights = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
-    ids[rows, place], weights[rows, place] = columns, values
-    return SparseMatrix(ids, weights, width)
+    kinds = (np.int32, np.int32, np.float32)
+    rows, columns, weights = (x[order].astype(k) for x, k in zip((rows, columns, weights), kinds, strict=True))
+    return SparseMatrix(rows, columns, weights, shape)
