@@ -7,6 +7,7 @@ import pytest
 
 from facejax.data import correspondence as c
 from facejax.geometry.errors import InputError
+from facejax.geometry.meshes import closest_weights
 from facejax.models import landmark_names as names
 
 PAIRS = (
@@ -114,7 +115,7 @@ def test_closest_point_on_a_triangle_is_the_nearest_of_a_dense_sample():
     rng = np.random.default_rng(1)
     corners = rng.normal(size=(40, 3, 3))
     points = 2 * rng.normal(size=(40, 3))
-    weights = c._closest_weights(points, corners)
+    weights = closest_weights(points, corners)
     assert weights.min() >= -1e-9
     np.testing.assert_allclose(weights.sum(-1), 1)
     found = np.linalg.norm(np.einsum("nij,ni->nj", corners, weights) - points, axis=1)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from facejax.data.results import TrackResult
     from facejax.data.sources import RecordFolder, Source, write_records
     from facejax.data.video import Masks, Video, load_masks, open_video, write_video
+    from facejax.data.weights import load_torchvision, read_tensors
 
 __all__ = [
     "Capture",
@@ -48,6 +49,7 @@ __all__ = [
     "load_masks",
     "load_model",
     "load_sh",
+    "load_torchvision",
     "open_capture",
     "open_photos",
     "open_video",
@@ -56,6 +58,7 @@ __all__ = [
     "read_manifest",
     "read_mesh",
     "read_network",
+    "read_tensors",
     "resize_environment",
     "resolve_head",
     "save_environment",

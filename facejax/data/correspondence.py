@@ -24,6 +24,7 @@ import numpy as np
 from facejax.data.meshes import read_mesh
 from facejax.geometry.arrays import open_npz, read_npz
 from facejax.geometry.errors import InputError
+from facejax.geometry.meshes import closest_weights
 from facejax.models import landmark_names as names
 from facejax.models.morphable import MorphableHead
 
@@ -102,7 +103,7 @@ class _Surface:
         k = min(candidates, len(self.triangles))
         _, near = self.tree.query(points, k)
         near = near.reshape(len(points), k)
-        weights = _closest_weights(points[:, None], self.corners[near])
+        weights = closest_weights(points[:, None], self.corners[near])
         found = np.einsum("nkij,nki->nkj", self.corners[near], weights)
         distance = np.linalg.norm(found - points[:, None], axis=-1)
         if normals is not None:
@@ -110,29 +111,6 @@ class _Surface:
         best = distance.argmin(1)
         rows = np.arange(len(points))
         return near[rows, best], weights[rows, best], found[rows, best]
-
-
-def _closest_weights(points: np.ndarray, corners: np.ndarray) -> np.ndarray:
-    """Barycentric weights (..., 3) of the points of triangles (..., 3, 3) that are closest to points (..., 3)."""
-    points = np.broadcast_to(points, (*corners.shape[:-2], 3))
-    a, b, c = corners[..., 0, :], corners[..., 1, :], corners[..., 2, :]
-    e0, e1, d = b - a, c - a, points - a
-    g00, g01, g11 = (e0 * e0).sum(-1), (e0 * e1).sum(-1), (e1 * e1).sum(-1)
-    h0, h1 = (e0 * d).sum(-1), (e1 * d).sum(-1)
-    det = np.maximum(g00 * g11 - g01**2, 1e-30)
-    v, w = (g11 * h0 - g01 * h1) / det, (g00 * h1 - g01 * h0) / det
-    inside = np.stack([1 - v - w, v, w], -1)
-    options, costs = [inside], [np.where((inside >= 0).all(-1), 0.0, np.inf)]
-    for i, j in ((0, 1), (1, 2), (2, 0)):  # outside: the nearest point lies on one of the three edges
-        p, q = corners[..., i, :], corners[..., j, :]
-        t = ((points - p) * (q - p)).sum(-1) / np.maximum(((q - p) ** 2).sum(-1), 1e-30)
-        t = np.clip(t, 0, 1)
-        on_edge = np.zeros_like(inside)
-        on_edge[..., i], on_edge[..., j] = 1 - t, t
-        options.append(on_edge)
-        costs.append(np.linalg.norm(p + t[..., None] * (q - p) - points, axis=-1))
-    best = np.stack(costs, -1).argmin(-1)
-    return np.take_along_axis(np.stack(options, -2), best[..., None, None], -2)[..., 0, :]
 
 
 _CURVES = (  # MediaPipe's points from end to end, and the iBUG landmarks that the head's own curve passes through

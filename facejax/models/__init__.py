@@ -1,6 +1,7 @@
 """Heads and the networks that light them: parameters and pure functions."""
 
 from facejax.models.avatar import Avatar, AvatarClip, AvatarFrame
+from facejax.models.backbones import IMAGENET_MEAN, IMAGENET_STD, VGG16, Backbone, ResNet, imagenet_input
 from facejax.models.deep_appearance import (
     Appearance,
     CodeDistribution,
@@ -21,11 +22,15 @@ from facejax.models.lighting_network import (
 from facejax.models.morphable import Expression, Identity, MorphableHead, MorphableParams
 
 __all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
     "ROLES",
+    "VGG16",
     "Appearance",
     "Avatar",
     "AvatarClip",
     "AvatarFrame",
+    "Backbone",
     "CodeDistribution",
     "DeepAppearanceConfig",
     "DeepAppearanceModel",
@@ -39,6 +44,8 @@ __all__ = [
     "LightingNetworkConfig",
     "MorphableHead",
     "MorphableParams",
+    "ResNet",
+    "imagenet_input",
     "pose_features",
     "relight",
     "rig_pose_features",

@@ -1,11 +1,6 @@
-"""Layers of the deep appearance model and of the lighting network, and flax nnx networks as pure functions.
-
-Layers take one item, (height, width, channels) or (features,); `jax.vmap` makes batches, and computes what depends on
-the weights alone once for all of them.
-"""
+"""Fully connected layers, convolutions, pooling and upsampling."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +8,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from facejax.geometry.records import PRNGKey, PyTree
+from facejax.geometry.errors import InputError
+from facejax.geometry.records import PRNGKey
 
 SLOPE = 0.2
 """Of every leaky ReLU: Lombardi et al. 2018 for the deep appearance model, our choice for the lighting network."""
@@ -47,6 +43,11 @@ def glorot_uniform(key: PRNGKey, shape: tuple[int, ...], slope: float, taps: int
     return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 
 
+def pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    """The same of rows and columns, unless told one by one."""
+    return (value, value) if isinstance(value, int) else value
+
+
 def centred_padding(length: int, size: int, stride: int) -> tuple[int, int]:
     """(before, after): zeros beside `length` inputs, so that a kernel of `size` has ceil(length / stride) outputs.
 
@@ -61,20 +62,27 @@ def centred_padding(length: int, size: int, stride: int) -> tuple[int, int]:
 
 def convolve(
     x: Float[Array, "h w i"],
-    kernel: Float[Array, "k k i o"],
-    stride: int = 1,
+    kernel: Float[Array, "k l i_of_group o"],
+    stride: int | tuple[int, int] = 1,
     padding: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0)),
+    groups: int = 1,
     bf16: bool = False,
 ) -> Float[Array, "_ _ o"]:
     """Cross-correlation with zeros around, float32 out; `bf16` multiplies and adds in bfloat16.
 
-    padding: how many zeros (above, below) and (left, right).
+    stride: of rows and columns. padding: how many zeros (above, below) and (left, right). groups: the inputs and the
+    outputs are parted into that many runs of channels, and each run of outputs sees its own run of inputs.
     """
     kind = jnp.bfloat16 if bf16 else jnp.float32
     # Padded by hand: the kernel's gradient of a 2 x 2 convolution that pads takes XLA's slow way on a CPU (26 times).
     x = jnp.pad(x.astype(kind), (*padding, (0, 0)))
     y = jax.lax.conv_general_dilated(
-        x[None], kernel.astype(kind), (stride, stride), "VALID", dimension_numbers=_DIMENSIONS
+        x[None],
+        kernel.astype(kind),
+        pair(stride),
+        "VALID",
+        dimension_numbers=_DIMENSIONS,
+        feature_group_count=groups,
     )
     return y[0].astype(jnp.float32)
 
@@ -100,10 +108,36 @@ def transposed_convolve(
     return y[1:-1, 1:-1]
 
 
-def average_pool(x: Float[Array, "h w c"], factor: int) -> Float[Array, "_ _ c"]:
-    """Means of factor x factor blocks; both sizes are multiples of `factor`."""
+def max_pool(x: Float[Array, "h w c"], size: int, stride: int | None = None, padding: int = 0) -> Float[Array, "_ _ c"]:
+    """Largest of each size x size window, channel by channel; windows start `stride` apart, `size` unless given.
+
+    padding: rows and columns around that no window chooses. Only whole windows count, as in PyTorch's `MaxPool2d`.
+    """
+    return _over_windows(x, -jnp.inf, jax.lax.max, size, stride, padding)
+
+
+def average_pool(
+    x: Float[Array, "h w c"], size: int, stride: int | None = None, padding: int = 0
+) -> Float[Array, "_ _ c"]:
+    """Means of size x size windows; windows start `stride` apart, `size` unless given.
+
+    padding: rows and columns of zeros around, which count. Only whole windows do, as in PyTorch's `AvgPool2d`.
+    """
     h, w, c = x.shape
-    return x.reshape(h // factor, factor, w // factor, factor, c).mean(axis=(1, 3))
+    if stride in (None, size) and not padding:  # blocks: a reshape is cheaper than windows, its gradient above all
+        rows, columns = h // size, w // size
+        return x[: rows * size, : columns * size].reshape(rows, size, columns, size, c).mean(axis=(1, 3))
+    return _over_windows(x, 0.0, jax.lax.add, size, stride, padding) / size**2
+
+
+def adaptive_average_pool(x: Float[Array, "h w c"], size: int) -> Float[Array, "{size} {size} c"]:
+    """Means of size x size windows that cover the picture, whatever its size: PyTorch's `AdaptiveAvgPool2d`.
+
+    Window n goes from row floor(n h / size) up to row ceil((n + 1) h / size): neighbours overlap where h is no
+    multiple.
+    """
+    rows, columns = (jnp.asarray(_window_means(length, size)) for length in x.shape[:2])
+    return jnp.einsum("rh,hwc,sw->rsc", rows, x, columns, precision=jax.lax.Precision.HIGHEST)
 
 
 def upsample(x: Float[Array, "h w c"], factor: int) -> Float[Array, "_ _ c"]:
@@ -143,39 +177,53 @@ class Dense(_Weight):
         self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
 
     def __call__(self, x: Float[Array, "i"]) -> Float[Array, "o"]:
-        y = jnp.matmul(x, self.weight(), precision=jax.lax.Precision.HIGHEST)
+        return self.with_kernel(x, self.weight())
+
+    def with_kernel(self, x: Float[Array, "i"], kernel: Float[Array, "i o"]) -> Float[Array, "o"]:
+        """What the layer would say if that were its kernel."""
+        y = jnp.matmul(x, kernel, precision=jax.lax.Precision.HIGHEST)
         return y if self.bias is None else y + self.bias[...]
 
 
 class Convolution(_Weight):
     """(h, w, inputs) to (h / stride, w / stride, outputs), rounded up, zeros around, one bias per channel.
 
-    Output (r, c) looks around input (stride r, stride c), see `centred_padding`.
+    Output (r, c) looks around input (stride r, stride c), see `centred_padding`; for odd sizes that is PyTorch's
+    `Conv2d` with padding `size // 2`.
     """
 
     def __init__(
         self,
         inputs: int,
         outputs: int,
-        size: int,
+        size: int | tuple[int, int],
         *,
-        stride: int = 1,
+        stride: int | tuple[int, int] = 1,
+        groups: int = 1,
         slope: float = SLOPE,
         normalised: bool = True,
         bias: bool = True,
         bf16: bool = False,
         rngs: nnx.Rngs,
     ) -> None:
-        """size: rows and columns of the kernel. slope: of the activation that follows."""
-        super().__init__(glorot_uniform(rngs.params(), (size, size, inputs, outputs), slope), normalised)
+        """size: rows and columns of the kernel. stride: of rows and columns. groups: see `convolve`. slope: of the
+        activation that follows. Raises InputError where `groups` does not divide the channels."""
+        if inputs % groups or outputs % groups:
+            raise InputError(
+                f"{groups} groups do not divide {inputs} input and {outputs} output channels: choose a common divisor."
+            )
+        shape = (*pair(size), inputs // groups, outputs)
+        super().__init__(glorot_uniform(rngs.params(), shape, slope), normalised)
         self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
-        self.stride, self.bf16 = stride, bf16
+        self.stride, self.groups, self.bf16 = pair(stride), groups, bf16
 
     def __call__(self, x: Float[Array, "h w i"]) -> Float[Array, "_ _ o"]:
-        kernel = self.weight()
-        h, w, size = *x.shape[:2], kernel.shape[0]
-        padding = (centred_padding(h, size, self.stride), centred_padding(w, size, self.stride))
-        y = convolve(x, kernel, self.stride, padding, bf16=self.bf16)
+        return self.with_kernel(x, self.weight())
+
+    def with_kernel(self, x: Float[Array, "h w i"], kernel: Float[Array, "k l i_of_group o"]) -> Float[Array, "_ _ o"]:
+        """What the layer would say if that were its kernel."""
+        rows, columns = map(centred_padding, x.shape[:2], kernel.shape[:2], self.stride)
+        y = convolve(x, kernel, self.stride, (rows, columns), self.groups, bf16=self.bf16)
         return y if self.bias is None else y + self.bias[...]
 
 
@@ -213,55 +261,21 @@ class TransposedConvolution(_Weight):
         return y if self.bias is None else y + self.bias[...]
 
 
-class PureNetwork:
-    """An nnx network as pure functions of nested dicts: `params` is what is optimised, `rest` what else it holds.
-
-    >>> net = PureNetwork(lambda rngs: Dense(3, 2, rngs=rngs))
-    >>> params, rest = net.init(jax.random.key(0))
-    >>> y, rest = net(params, rest, jnp.ones(3))
-    >>> sorted(params), rest, y.shape
-    (['bias', 'gain', 'kernel'], {}, (2,))
-    """
-
-    def __init__(self, make: Callable[[nnx.Rngs], nnx.Module]) -> None:
-        """make: builds the network from its random streams; it keeps no stream."""
-        self._make = make
-        shapes = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
-        self._graph, (self._params, self._rest) = _split(shapes)
-
-    def init(self, key: PRNGKey) -> tuple[PyTree, PyTree]:
-        """(params, rest), deterministic from the key."""
-        _, (params, rest) = _split(self._make(nnx.Rngs(key)))
-        return _named(nnx.to_pure_dict(params)), _named(nnx.to_pure_dict(rest))
-
-    def __call__(self, params: PyTree, rest: PyTree, *inputs: Any, method: str = "__call__") -> tuple[Any, PyTree]:
-        """(what the network's method returns, `rest` after it). The arguments are left as they are."""
-        weights = nnx.map_state(lambda path, leaf: leaf.replace(_at(params, path)), self._params)
-        others = nnx.map_state(lambda path, leaf: leaf.replace(_at(rest, path)), self._rest)
-        # Without the copy, an eager call that changes a variable would change what the caller holds.
-        network = nnx.merge(self._graph, weights, others, copy=True)
-        result = getattr(network, method)(*inputs)
-        return result, _named(nnx.to_pure_dict(_split(network)[1][1]))
+def _over_windows(
+    x: Float[Array, "h w c"],
+    start: float,
+    join: Callable[[Array, Array], Array],
+    size: int,
+    stride: int | None,
+    padding: int,
+) -> Float[Array, "_ _ c"]:
+    step = size if stride is None else stride
+    around = ((padding, padding), (padding, padding), (0, 0))
+    return jax.lax.reduce_window(x, start, join, (size, size, 1), (step, step, 1), around)
 
 
-def count_parameters(tree: PyTree) -> int:
-    """How many numbers the leaves of a tree hold, arrays or shapes."""
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
-
-
-def _split(network: Any) -> tuple[Any, tuple[Any, Any]]:
-    """(graph, (parameters, the rest)) of a network."""
-    graph, *parts = nnx.split(network, nnx.Param, ...)
-    params, rest = parts
-    return graph, (params, rest)
-
-
-def _named(tree: Any) -> Any:
-    """Keys as text: entries of lists go by their number."""
-    return {str(k): _named(v) for k, v in tree.items()} if isinstance(tree, dict) else tree
-
-
-def _at(tree: PyTree, path: tuple) -> Any:
-    for name in path:
-        tree = tree[str(name)]
-    return tree
+def _window_means(length: int, count: int) -> np.ndarray:
+    """(count, length): the weights of the means of `adaptive_average_pool` along one axis."""
+    n, at = np.arange(count)[:, None], np.arange(length)
+    inside = (at >= n * length // count) & (at < -(-(n + 1) * length // count))
+    return (inside / inside.sum(axis=1, keepdims=True)).astype(np.float32)
