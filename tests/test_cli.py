@@ -123,6 +123,7 @@ def test_track_passes_its_defaults_on(calls, capsys):
         "ipd_mm": None,
         "size": 256,
         "frames": None,
+        "photos": False,
         "preset": "fast",
         "light_model": "network",
         "changing_light": False,
@@ -138,7 +139,7 @@ def test_track_passes_its_defaults_on(calls, capsys):
 def test_track_passes_every_option_on(calls):
     line = (
         "track a.mp4 --out b --model ict-facekit --landmarks l.npz --intrinsics 900,910.5,320,240 --masks m "
-        "--identity i --face 1 --ipd-mm 63 --size 128 --frames 10:20 --preset full "
+        "--identity i --face 1 --ipd-mm 63 --size 128 --frames 10:20 --photos --preset full "
         "--light sh --changing-light --renders --resume"
     )
     assert cli.main(line.split()) == 0
@@ -154,6 +155,7 @@ def test_track_passes_every_option_on(calls):
         "ipd_mm": 63.0,
         "size": 128,
         "frames": (10, 20),
+        "photos": True,
         "preset": "full",
         "light_model": "sh",
         "changing_light": True,

@@ -1,7 +1,6 @@
 """Light on skin and pixels from geometry, as pure differentiable functions."""
 
 from facejax.renderers.deferred import Render, light_bases, make_renderer, vertex_light
-from facejax.renderers.depth_test import visible_points, visible_vertices
 from facejax.renderers.directional_albedo import specular_albedo
 from facejax.renderers.layers import make_layers_renderer
 from facejax.renderers.lights import (
@@ -189,6 +188,4 @@ __all__ = [
     "vertex_light",
     "vertex_radiance",
     "vertex_specular",
-    "visible_points",
-    "visible_vertices",
 ]
