@@ -21,7 +21,7 @@ import facejax
 import facejax.renderers
 from facejax.data.heads import load_model
 from facejax.fitting.solve import minimise
-from facejax.geometry.meshes import Topology, edge_neighbours
+from facejax.geometry.meshes import SurfacePoints, Topology, edge_neighbours
 from facejax.geometry.records import Camera, Face, Pose, Record
 from facejax.renderers import make_renderer, sphere_directions
 from facejax.renderers.uv import texture_chart
@@ -49,7 +49,8 @@ LENGTHS = {"v": 25, "p": 25, "n": 25, "t": len(FACES), "h": 32, "w": 32, "b": 9,
 """Of the axes that annotations name; any other has 5."""
 
 CHOICES = {
-    "energy": "dimmed", "bands": 3, "size": (32, 32), "height": 16, "width": 32, "count": 64, "scale": 1.0, "topology": TOPOLOGY,
+    "bands": 3, "size": (32, 32), "height": 16, "width": 32, "count": 64, "scale": 1.0, "topology": TOPOLOGY,
+    "energy": "dimmed", "points": SurfacePoints(FACES[:25], np.full((25, 3), 1 / 3, np.float32)),
     "faces": FACES, "neighbours": edge_neighbours(FACES), "pairs": np.array([[0, 1]]),
     "chart": CHART, "gutter": CHART, "triangles": FACES[:25], "weights": np.full((25, 3), 1 / 3, np.float32),
 }  # fmt: skip
