@@ -67,6 +67,19 @@ def test_rays_from_a_centre_reach_the_ball_and_none_slips_through_an_edge():
     assert np.isfinite(ray_distance(1.01 * corners, corners, surface, both_ways=True)).all()
 
 
+def test_slanted_rays_on_a_plane_of_small_triangles_have_the_closed_form():
+    """Many steps of a ray, hits anywhere in a step: none is passed over."""
+    surface, draw = Surface(*plane(0.2, 60)), np.random.default_rng(6)
+    origins = draw.uniform(-0.2, 0.2, (2000, 3))
+    ways = draw.normal(size=(2000, 3))
+    ways /= np.linalg.norm(ways, axis=1, keepdims=True)
+    along = -origins[:, 1] / ways[:, 1]
+    inside = (np.abs(origins + along[:, None] * ways)[:, [0, 2]] < 0.2).all(axis=1)
+    wanted = np.where((along >= 0) & inside, along, np.inf)
+    assert np.isfinite(wanted).sum() > 400
+    np.testing.assert_allclose(ray_distance(origins, ways, surface), wanted, rtol=1e-9)
+
+
 def test_nearest_points_are_on_the_triangles_that_are_named():
     surface = soup(2)
     points = np.random.default_rng(3).normal(size=(100, 3)) * 0.2
