@@ -4,9 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_microfacet import UP, hemisphere, random_units, view
 
-from facejax.renderers.directional_albedo import scale_and_bias, specular_albedo
-from facejax.renderers.microfacet import specular_from_cosines
+from facejax.geometry.errors import InputError
+from facejax.renderers.directional_albedo import (
+    diffuse_share,
+    mean_specular_albedo,
+    scale_and_bias,
+    specular_albedo,
+)
+from facejax.renderers.microfacet import brdf, gather_light, specular_from_cosines
 
 N, M = 300, 200
 HEIGHT, HEIGHT_WEIGHT = ((np.polynomial.legendre.leggauss(N)[i][:, None] + (1 - i)) / 2 for i in (0, 1))
@@ -86,3 +93,95 @@ def test_skin_in_a_white_furnace_returns_no_more_than_it_gets():
     """Albedo and lobe are added; for skin seen from up to 80 degrees that stays below what came in."""
     gloss = specular_albedo(jnp.full(20, 0.028), jnp.full(20, 0.25), jnp.linspace(0.17, 1, 20))
     assert (0.8 + np.asarray(gloss) < 1.0).all()
+
+
+@pytest.mark.parametrize("alpha", [0.02, 0.3, 1.0])
+def test_the_mean_is_that_of_the_integral(alpha):
+    nodes, weights = np.polynomial.legendre.leggauss(400)
+    cosines, weights = (nodes + 1) / 2, weights / 2
+    scale, bias = scale_and_bias(alpha, cosines, (60, 30)).T
+    for specular in (0.028, 1.0):
+        mean = ((specular * scale + bias) * 2 * cosines * weights).sum()
+        np.testing.assert_allclose(mean_specular_albedo(jnp.full(1, specular), jnp.full(1, alpha)), mean, rtol=0.006)
+    assert float(mean_specular_albedo(jnp.zeros(()), jnp.full((), alpha))) == 0
+
+
+SURFACES = [(s, a) for s in (0.0, 0.028, 0.3, 1.0) for a in (0.1, 0.3, 1.0)]
+
+
+@pytest.mark.parametrize("energy", ["dimmed", "coupled"])
+@pytest.mark.parametrize(("specular", "alpha"), SURFACES)
+def test_a_white_furnace_gets_back_from_white_skin_what_it_sent(energy, specular, alpha):
+    """Diffuse and specular term together, by quadrature over lights; without the option up to twice as much."""
+    across, azimuth = jnp.sqrt(1 - HEIGHT**2), np.pi * (1 - T**3)  # dense around the mirror direction, as `integral` is
+    lights = jnp.stack(jnp.broadcast_arrays(across * jnp.cos(azimuth), across * jnp.sin(azimuth), HEIGHT), axis=-1)
+    weight = HEIGHT_WEIGHT * (2 * 3 * np.pi * T**2 / M)
+    up, white = jnp.broadcast_to(jnp.asarray(UP), lights.shape), jnp.ones_like(lights)
+
+    def returned(cosine, energy):
+        eye = jnp.broadcast_to(jnp.asarray(view(cosine)), lights.shape)
+        f = brdf(up, lights, eye, white, specular, alpha, energy=energy)
+        return (np.asarray(f[..., 0], np.float64) * HEIGHT * weight).sum()
+
+    for cosine in (1.0, 0.5, 0.2, 0.08):
+        assert returned(cosine, energy) == pytest.approx(1, abs=0.012)
+        lobe = float(specular_albedo(jnp.float32(specular), jnp.float32(alpha), jnp.float32(cosine)))
+        assert returned(cosine, "additive") == pytest.approx(1 + lobe, abs=0.012)
+
+
+@pytest.mark.parametrize("energy", ["dimmed", "coupled"])
+def test_gathered_light_has_the_same_share(energy):
+    """Of `gather_light` with its blocks against the sum of pointwise BRDFs, of surfaces of many kinds."""
+    directions, weight = hemisphere(40, 60)
+    lights = jnp.asarray(directions)
+    up = jnp.broadcast_to(jnp.asarray(UP), lights.shape)
+    draw = np.random.default_rng(2)
+    n = 30
+    eyes = jnp.stack([jnp.asarray(view(c)) for c in np.linspace(0.05, 1, n)])
+    normals = jnp.tile(jnp.asarray(UP), (n, 1))
+    specular, alpha = (jnp.asarray(draw.uniform(low, 1, n), jnp.float32) for low in (0, 0.3))
+    power = jnp.asarray(weight[:, None] * draw.random((len(directions), 3)), jnp.float32)
+    matt, gloss = gather_light(normals, eyes, specular, alpha, directions, power, energy=energy, block=16)
+    plain = gather_light(normals, eyes, specular, alpha, directions, power, block=16)
+    np.testing.assert_array_equal(gloss, plain[1])
+    for i in range(n):
+        eye = jnp.broadcast_to(eyes[i], lights.shape)
+        f = brdf(up, lights, eye, jnp.ones_like(lights), specular[i], alpha[i], energy=energy)
+        np.testing.assert_allclose((f * lights[:, 2:] * power).sum(0), matt[i] + gloss[i], rtol=1e-4)
+    assert (matt < plain[0]).all()
+
+
+def test_what_is_coupled_is_reciprocal_and_what_is_dimmed_is_not():
+    n, a, b = random_units(500, 1), random_units(500, 2), random_units(500, 3)
+    white = jnp.ones((500, 3))
+    there, back = (brdf(n, x, y, white, 0.3, 0.4, energy="coupled") for x, y in ((a, b), (b, a)))
+    np.testing.assert_allclose(there, back, rtol=3e-5, atol=1e-6)
+    there, back = (brdf(n, x, y, white, 0.3, 0.4, energy="dimmed") for x, y in ((a, b), (b, a)))
+    assert float(jnp.abs(there - back).max()) > 0.01
+
+
+def test_a_lobe_that_is_off_takes_nothing_and_a_mirror_leaves_nothing():
+    for energy in ("dimmed", "coupled"):
+        assert float(diffuse_share(energy, 0.0, 0.3, 0.4, 0.6)) == 1
+        assert 0 <= float(diffuse_share(energy, 1.0, 1e-3, 0.7, 0.7)) < 0.02
+    assert float(diffuse_share("additive", 0.5, 0.3, 0.4)) == 1
+
+
+@pytest.mark.parametrize("energy", ["dimmed", "coupled"])
+@pytest.mark.parametrize("cosine", [-0.2, 0.0, 1e-6, 1.0])
+def test_derivatives_are_finite_at_grazing_angles(energy, cosine):
+    for alpha in (1e-3, 0.3, 1.0):
+        for specular in (0.0, 0.04, 1.0):
+            at = [jnp.float32(x) for x in (specular, alpha, cosine, cosine)]
+            gradient = jax.grad(lambda x: diffuse_share(energy, *x))(at)
+            assert np.isfinite(gradient).all(), (alpha, specular)
+
+
+def test_other_energies_and_unknown_lights_are_refused():
+    with pytest.raises(InputError, match='"additive", "dimmed" or "coupled", got \'lossless\''):
+        diffuse_share("lossless", 0.04, 0.3, 0.5, 0.5)
+    with pytest.raises(InputError, match="needs the direction of each light"):
+        diffuse_share("coupled", 0.04, 0.3, 0.5)
+    up = jnp.asarray(UP)
+    with pytest.raises(InputError, match='of "ggx" facets only'):
+        brdf(up, up, up, jnp.ones(3), 0.04, 0.3, "beckmann", "dimmed")

@@ -15,7 +15,7 @@ from test_shadows import CAMERA, FACES, POSE, SIZE, TOPOLOGY, VERTICES, face_of,
 from facejax.geometry.errors import InputError
 from facejax.geometry.records import Image
 from facejax.geometry.rotations import rotvec_to_matrix
-from facejax.renderers.deferred import Render, make_renderer
+from facejax.renderers.deferred import Render, make_renderer, vertex_light
 from facejax.renderers.llvm import require_llvm
 from facejax.renderers.monte_carlo import make_monte_carlo_renderer
 from facejax.renderers.path_tracer import make_path_tracer
@@ -137,6 +137,44 @@ def test_white_furnace(name):
         quadrature = 0.03 if name == "shadowed" else 0.01  # of 64 directions
         assert values.max() < 1 + quadrature
         assert np.median(values) == pytest.approx(1, abs=quadrature)
+
+
+CONSERVING = {
+    "unshadowed": lambda energy: make_renderer(
+        TOPOLOGY, SIZE, shade=functools.partial(vertex_light, energy=energy), antialiased=False
+    ),
+    "shadowed": lambda energy: RENDERERS["shadowed"](TOPOLOGY, SIZE, energy=energy, directions=512),
+    "monte carlo": lambda energy: RENDERERS["monte carlo"](TOPOLOGY, SIZE, energy=energy, samples=64),
+}
+
+
+@pytest.mark.parametrize("energy", ["dimmed", "coupled"])
+@pytest.mark.parametrize("kind", list(CONSERVING))
+def test_glossy_white_skin_in_a_white_furnace(kind, energy):
+    """The sum of diffuse and specular light: no more than arrives, which without the option it is."""
+    n = len(FACE.albedo)
+    white = FACE.replace(albedo=jnp.ones((n, 3)), specular=jnp.full(n, 0.3), roughness=jnp.full(n, 0.6))
+    if kind == "unshadowed" and energy == "coupled":
+        with pytest.raises(InputError, match="needs the direction of each light"):
+            CONSERVING[kind](energy)(white, EVEN, POSE, CAMERA, KEY)
+        return
+
+    def returned(energy):
+        image = jax.jit(CONSERVING[kind](energy))(white, EVEN, POSE, CAMERA, KEY)
+        return np.asarray(image.colour)[np.asarray(image.coverage) > 0.999]
+
+    found, noise = returned(energy), {"unshadowed": 1e-3, "shadowed": 0.03, "monte carlo": 0.02}[kind]
+    assert found.mean() < 1 + noise
+    assert np.median(found) == pytest.approx(1, abs=2 * noise)
+    assert np.median(returned("additive")) > 1.1
+
+
+def test_a_diffuse_term_by_another_sum_is_refused():
+    for make in (make_shadowed_renderer, make_monte_carlo_renderer):
+        with pytest.raises(InputError, match='"additive", "dimmed" or "coupled"'):
+            make(TOPOLOGY, SIZE, energy="conserving")
+        with pytest.raises(InputError, match='of "ggx" facets only'):
+            make(TOPOLOGY, SIZE, energy="dimmed", distribution="beckmann")
 
 
 def test_gradients_are_those_of_differences(name):

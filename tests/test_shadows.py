@@ -16,6 +16,7 @@ from facejax.geometry.records import Camera, Face, Pose
 from facejax.geometry.rotations import rotvec_to_matrix
 from facejax.renderers.deferred import Render, vertex_light
 from facejax.renderers.lights import Environment, NearLights, rotate_light, solid_angles, sphere_directions
+from facejax.renderers.microfacet import gather_light
 from facejax.renderers.occlusion import ambient_occlusion, sky_share, thickness, thickness_map
 from facejax.renderers.sh import irradiance_basis, sh_basis
 from facejax.renderers.shadows import gather_lamps, head_power, make_shadowed_renderer, shadowed_transfer
@@ -234,6 +235,23 @@ def test_white_furnace():
     assert float((face.specular[:, None] + gloss).max()) < 1.05
     np.testing.assert_allclose(diffuse[:, 0], sky_share(table("sh"), RENDER.directions, normals), atol=0.02)
     assert float(diffuse.min()) < 0.7
+
+
+@pytest.mark.parametrize("energy", ["additive", "dimmed", "coupled"])
+def test_a_lamp_far_away_is_light_from_a_direction(energy):
+    """Whatever the lobe leaves of the diffuse term: `gather_lamps` and `gather_light` agree."""
+    draw = np.random.default_rng(8)
+    normals = normalise(jnp.asarray(draw.normal(size=(40, 3)), jnp.float32))
+    to_eye = normalise(normals + 0.7 * normalise(jnp.asarray(draw.normal(size=(40, 3)), jnp.float32)))
+    specular, roughness = (jnp.asarray(draw.uniform(low, 1, 40), jnp.float32) for low in (0, 0.2))
+    directions = np.asarray(normalise(jnp.asarray(draw.normal(size=(3, 3)), jnp.float32)))
+    power = jnp.asarray(draw.random((3, 3)), jnp.float32)
+    lamps = NearLights(positions=1e4 * jnp.asarray(directions), intensity=1e8 * power)
+    points = jnp.zeros((40, 3))
+    near = gather_lamps(points, normals, to_eye, specular, roughness, lamps, energy=energy)
+    far = gather_light(normals, to_eye, specular, roughness, directions, power, energy=energy)
+    for one, other in zip(near, far, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
 
 
 def test_lamp_on_a_plane_has_the_closed_form():

@@ -21,7 +21,7 @@ import facejax
 import facejax.renderers
 from facejax.data.heads import load_model
 from facejax.fitting.solve import minimise
-from facejax.geometry.meshes import Topology, edge_neighbours
+from facejax.geometry.meshes import SurfacePoints, Topology, edge_neighbours
 from facejax.geometry.records import Camera, Face, Pose, Record
 from facejax.renderers import make_renderer, sphere_directions
 from facejax.renderers.uv import texture_chart
@@ -50,6 +50,7 @@ LENGTHS = {"v": 25, "p": 25, "n": 25, "t": len(FACES), "h": 32, "w": 32, "b": 9,
 
 CHOICES = {
     "bands": 3, "size": (32, 32), "height": 16, "width": 32, "count": 64, "scale": 1.0, "topology": TOPOLOGY,
+    "energy": "dimmed", "points": SurfacePoints(FACES[:25], np.full((25, 3), 1 / 3, np.float32)),
     "faces": FACES, "neighbours": edge_neighbours(FACES), "pairs": np.array([[0, 1]]),
     "chart": CHART, "gutter": CHART, "triangles": FACES[:25], "weights": np.full((25, 3), 1 / 3, np.float32),
 }  # fmt: skip
@@ -65,8 +66,10 @@ PAIRS = sphere_directions(8)
 """For `directions` of the axis d: opposite pairs, as sums over the sphere ask for."""
 
 ON_THE_HOST = {
-    "from_convention", "to_convention", "surface_samples", "check_light", "check_surface", }  # fmt: skip
-"""Functions of tables, and checks of values."""
+    "from_convention", "to_convention", "surface_samples", "check_light", "check_surface",
+    "delta_e_1976", "delta_e_2000", "draw_map", "linear_to_lab", "map_score", "tone_errors",
+}  # fmt: skip
+"""Functions of tables, checks of values, and metrics that take arrays of either kind and compute with NumPy."""
 
 
 def argument(hint):

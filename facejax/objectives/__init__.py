@@ -1,5 +1,15 @@
 """Losses, priors and metrics: what fitting, training and evaluation share."""
 
+from facejax.objectives.colour_metrics import (
+    TONES,
+    ToneError,
+    ToneErrors,
+    delta_e_1976,
+    delta_e_2000,
+    linear_to_lab,
+    tone_errors,
+    tone_of,
+)
 from facejax.objectives.deep_appearance import (
     AppearanceWeights,
     LightingWeights,
@@ -11,7 +21,18 @@ from facejax.objectives.deep_appearance import (
     superposition_error,
     vertex_square_mm,
 )
+from facejax.objectives.face_protocols import (
+    NOW_LANDMARKS,
+    REALY_REGIONS,
+    ShapeScore,
+    bend_onto,
+    now_crop,
+    now_score,
+    realy_score,
+    realy_total_mm,
+)
 from facejax.objectives.landmarks import closure_loss, face_radius_px, landmark_loss, robust
+from facejax.objectives.map_metrics import DrawnMap, MapScore, draw_map, map_score, projected_score
 from facejax.objectives.metrics import (
     PeakMatch,
     Similarity,
@@ -35,21 +56,43 @@ from facejax.objectives.metrics import (
     surface_distance,
 )
 from facejax.objectives.photometric import display, photometric_loss
+from facejax.objectives.surface_metrics import (
+    Surface,
+    angles_between,
+    normal_angles,
+    normal_error,
+    ray_distance,
+    ray_or_closest_distance,
+)
 from facejax.objectives.temporal import change, robust_acceleration
 
 __all__ = [
+    "NOW_LANDMARKS",
+    "REALY_REGIONS",
+    "TONES",
     "AppearanceWeights",
+    "DrawnMap",
     "LightingWeights",
+    "MapScore",
     "PeakMatch",
+    "ShapeScore",
     "Similarity",
+    "Surface",
     "SurfaceSearch",
+    "ToneError",
+    "ToneErrors",
     "align_to_surface",
+    "angles_between",
     "appearance_terms",
+    "bend_onto",
     "change",
     "closure_loss",
     "correlation",
     "dead_face_control",
+    "delta_e_1976",
+    "delta_e_2000",
     "display",
+    "draw_map",
     "eye_distance",
     "face_radius_px",
     "high_frequency_motion",
@@ -59,14 +102,25 @@ __all__ = [
     "landmark_errors",
     "landmark_loss",
     "lighting_terms",
+    "linear_to_lab",
+    "map_score",
     "masked_l1",
     "masked_mean",
     "masked_square",
+    "normal_angles",
+    "normal_error",
+    "now_crop",
+    "now_score",
     "opening",
     "opening_correlation",
     "peak_amplitude_and_lag",
     "photometric_loss",
+    "projected_score",
     "psnr",
+    "ray_distance",
+    "ray_or_closest_distance",
+    "realy_score",
+    "realy_total_mm",
     "robust",
     "robust_acceleration",
     "similarity_align",
@@ -74,5 +128,7 @@ __all__ = [
     "ssim_map",
     "superposition_error",
     "surface_distance",
+    "tone_errors",
+    "tone_of",
     "vertex_square_mm",
 ]

@@ -6,7 +6,7 @@ docstring says so report millimetres or per cent. All are pure; those on clips a
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -46,13 +46,30 @@ def _blur(image: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
 
 
 @jax.jit
-def ssim_map(image: Float[Array, "h w c"], reference: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
-    """Structural similarity around every pixel (Wang et al. 2004: K1 0.01, K2 0.03, range 1), in [-1, 1]."""
+def ssim_map(
+    image: Float[Array, "h w c"],
+    reference: Float[Array, "h w c"],
+    valid: Float[Array, "h w"] | Bool[Array, "h w"] | None = None,
+) -> Float[Array, "h w c"]:
+    """Structural similarity around every pixel (Wang et al. 2004: K1 0.01, K2 0.03, range 1), in [-1, 1].
+
+    valid: pixels that count in windows, which are renormalised; None: all. What other pixels hold, NaN included, is
+    never seen; their own similarity means nothing.
+    """
     c1, c2 = 0.01**2, 0.03**2
     # Moments about one half: single precision loses less when the squared means are subtracted.
     x, y = image - 0.5, reference - 0.5
-    mx, my = _blur(x), _blur(y)
-    vx, vy, cov = _blur(x * x) - mx * mx, _blur(y * y) - my * my, _blur(x * y) - mx * my
+    weight, inside = jnp.ones(()), jnp.ones(())
+    if valid is not None:
+        weight = jnp.asarray(valid, jnp.float32)[..., None]
+        x, y = (jnp.where(weight > 0, v, 0.0) for v in (x, y))
+        inside = jnp.maximum(_blur(weight), 1e-6)
+
+    def blur(values: Array) -> Array:
+        return _blur(values * weight) / inside
+
+    mx, my = blur(x), blur(y)
+    vx, vy, cov = blur(x * x) - mx * mx, blur(y * y) - my * my, blur(x * y) - mx * my
     mx, my = mx + 0.5, my + 0.5
     return (2 * mx * my + c1) * (2 * cov + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))
 
@@ -177,10 +194,26 @@ class SurfaceSearch:
             ids = np.flatnonzero(octave == o)
             self._trees.append((ids, cKDTree(centres[ids]), float(radius[ids].max())))
 
-    def closest(self, points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
-        """The point of the surface closest to each point."""
+    def near(
+        self, points: Float[np.ndarray, "n 3"], distances: Float[np.ndarray, " n"]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Batches of (rows of points, triangles), among them every triangle within its distance of each point.
+
+        Rows ascend in a batch. `distances` are read batch by batch: a caller may lower them meanwhile.
+        """
+        everyone = np.arange(len(points))
+        for ids, tree, radius in self._trees:
+            # A triangle nearer than the distance has its centre within distance + radius.
+            for chunk in np.array_split(everyone, max(1, len(points) // 1000)):
+                near = tree.query_ball_point(points[chunk], distances[chunk] + radius)
+                count = np.array([len(x) for x in near], dtype=int)
+                if count.sum():
+                    yield np.repeat(chunk, count), ids[np.concatenate([x for x in near if x]).astype(int)]
+
+    def nearest(self, points: Float[np.ndarray, "n 3"]) -> tuple[Float[np.ndarray, "n 3"], Int[np.ndarray, " n"]]:
+        """The point of the surface closest to each point, and a triangle that it is on."""
         points = np.asarray(points, np.float64)
-        best, bound = np.empty_like(points), np.full(len(points), np.inf)
+        best, bound, owner = np.empty_like(points), np.full(len(points), np.inf), np.zeros(len(points), int)
 
         def improve(rows: np.ndarray, triangles: np.ndarray) -> None:
             """Take candidates (point rows[i], triangle triangles[i]) into account; `rows` ascend."""
@@ -189,19 +222,17 @@ class SurfaceSearch:
             order = np.lexsort((distance, rows))
             first = order[np.unique(rows[order], return_index=True)[1]]
             first = first[distance[first] < bound[rows[first]]]
-            best[rows[first]], bound[rows[first]] = q[first], distance[first]
+            best[rows[first]], bound[rows[first]], owner[rows[first]] = q[first], distance[first], triangles[first]
 
-        everyone = np.arange(len(points))
         for ids, tree, _ in self._trees:
-            improve(everyone, ids[tree.query(points)[1]])
-        for ids, tree, radius in self._trees:
-            # A triangle nearer than the bound has its centre within bound + radius.
-            for chunk in np.array_split(everyone, max(1, len(points) // 1000)):
-                near = tree.query_ball_point(points[chunk], bound[chunk] + radius)
-                count = np.array([len(x) for x in near], dtype=int)
-                if count.sum():
-                    improve(np.repeat(chunk, count), ids[np.concatenate([x for x in near if x]).astype(int)])
-        return best
+            improve(np.arange(len(points)), ids[tree.query(points)[1]])
+        for rows, triangles in self.near(points, bound):
+            improve(rows, triangles)
+        return best, owner
+
+    def closest(self, points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
+        """The point of the surface closest to each point."""
+        return self.nearest(points)[0]
 
 
 def surface_distance(

@@ -1,7 +1,7 @@
 """Light on skin and pixels from geometry, as pure differentiable functions."""
 
 from facejax.renderers.deferred import Render, light_bases, make_renderer, vertex_light
-from facejax.renderers.directional_albedo import specular_albedo
+from facejax.renderers.directional_albedo import ENERGIES, diffuse_share, mean_specular_albedo, specular_albedo
 from facejax.renderers.layers import make_layers_renderer
 from facejax.renderers.lights import (
     Environment,
@@ -93,6 +93,7 @@ from facejax.renderers.visibility import distant_visibility, lamp_visibility, su
 __all__ = [
     "CONDON_SHORTLEY",
     "DEEP3D",
+    "ENERGIES",
     "REDNER",
     "Chart",
     "Environment",
@@ -112,6 +113,7 @@ __all__ = [
     "check_light",
     "check_surface",
     "dib_vertex_light",
+    "diffuse_share",
     "distant_visibility",
     "environment_directions",
     "face_at_texels",
@@ -140,6 +142,7 @@ __all__ = [
     "make_path_tracer",
     "make_renderer",
     "make_shadowed_renderer",
+    "mean_specular_albedo",
     "mirror_direction",
     "monte_carlo_light",
     "phong_kernel",

@@ -4,7 +4,7 @@ f = albedo / pi + F D G / (4 (n . l)(n . v)), with the half vector h of light l 
 al. 2007) or Beckmann distribution of facets, G = G1(l) G1(v) is Smith's shadowing, F is Schlick's Fresnel term with
 `specular` as reflectance at normal incidence; where that is 0 there is no specular term at all. Width `alpha` in (0, 1]
 is the square of what some tools call roughness; redner's roughness is alpha squared. As in the papers, the diffuse term
-is not scaled by 1 - F.
+is not scaled by 1 - F, unless `energy` says so (`facejax.renderers.diffuse_share`).
 
 All vectors are unit vectors away from the surface, in one frame of the caller's choice. Everything depends on three
 cosines only: n . l, l . v and n . v. The half vector follows from them by |l + v|² = 2 + 2 l . v, so a matrix of
@@ -20,6 +20,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
 from facejax.geometry.errors import InputError
+from facejax.renderers.directional_albedo import check_energy, diffuse_share
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 _TINY = 1e-6
@@ -187,14 +188,21 @@ def brdf(
     specular: Float[ArrayLike, "*#n"],
     roughness: Float[ArrayLike, "*#n"],
     distribution: str = "ggx",
+    energy: str = "additive",
 ) -> Float[Array, "*#n 3"]:
     """Lambert plus specular term, per steradian and colour; 0 where light or viewer is behind the surface.
 
-    Not scaled by 1 - F below: a surface returns at most its albedo plus the specular term's own directional albedo.
+    energy: "additive": a surface returns at most its albedo plus the specular term's own directional albedo; "dimmed"
+    or "coupled": at most what it gets, see `diffuse_share`.
     """
-    both = (_dot(normal, to_light) > 0) & (_dot(normal, to_eye) > 0)
+    check_energy(energy, distribution)
+    cos_light, cos_eye = _dot(normal, to_light), _dot(normal, to_eye)
+    both = (cos_light > 0) & (cos_eye > 0)
     gloss = specular_brdf(normal, to_light, to_eye, specular, roughness, distribution)
-    return jnp.where(both[..., None], lambert(albedo), 0.0) + gloss[..., None]
+    matt = lambert(albedo)
+    if energy != "additive":
+        matt = matt * diffuse_share(energy, specular, roughness, cos_eye, cos_light)[..., None]
+    return jnp.where(both[..., None], matt, 0.0) + gloss[..., None]
 
 
 def gather_light(
@@ -207,17 +215,20 @@ def gather_light(
     visibility: Bool[Array, "v n"] | Float[Array, "v n"] | None = None,
     *,
     distribution: str = "ggx",
+    energy: str = "additive",
     block: int = 512,
 ) -> tuple[Float[Array, "v 3"], Float[Array, "v 3"]]:
     """(irradiance / pi, specular radiance) at points from light along n directions: the sum of f V (n . l)+ power.
 
     directions: unit vectors towards the light; power: radiance times solid angle along each
     (`facejax.renderers.lights.power_along`). visibility: whether, or how much of, each direction reaches each point;
-    None: all of it. Differentiable in everything but `directions`, exactly; linear in `power`.
+    None: all of it. energy: of the two terms together, see `diffuse_share`. Differentiable in everything but
+    `directions`, exactly; linear in `power`.
 
     Points are taken in blocks whose tables fit the processor's cache, and the tables are made again for the derivative:
     several times faster than whole tables, and in a small part of their memory.
     """
+    check_energy(energy, distribution)
     towards = jnp.asarray(directions)
 
     @jax.checkpoint
@@ -237,8 +248,14 @@ def gather_light(
             # colours first: the derivative for `power` is then a product that needs no transposed table
             return jnp.einsum("dc,vd->cv", power, share, precision=_HIGHEST).T
 
+        matt = jnp.maximum(cos_light, 0.0)
+        if energy == "coupled":
+            matt = matt * diffuse_share(energy, specular[:, None], roughness[:, None], cos_eye, cos_light)
         # one product each: a table of both, side by side, costs five times as much
-        return gathered(jnp.maximum(cos_light, 0.0)) / math.pi, gathered(gloss)
+        diffuse = gathered(matt) / math.pi
+        if energy == "dimmed":
+            diffuse = diffuse * diffuse_share(energy, specular[:, None], roughness[:, None], cos_eye)
+        return diffuse, gathered(gloss)
 
     count = normals.shape[0]
     fill = -count % block

@@ -25,6 +25,7 @@ from facejax.geometry.errors import InputError
 from facejax.geometry.meshes import Topology, edge_neighbours, normalise, vertex_normals
 from facejax.geometry.records import Camera, Face, Image, Pose, PRNGKey
 from facejax.renderers.checks import check_known_light, check_scene, check_topology
+from facejax.renderers.directional_albedo import check_energy, diffuse_share
 from facejax.renderers.lights import (
     Environment,
     Light,
@@ -58,12 +59,15 @@ def monte_carlo_light(
     *,
     samples: int = 8,
     distribution: str = "ggx",
+    energy: str = "additive",
 ) -> tuple[Float[Array, "p 3"], Float[Array, "p 3"]]:
     """(irradiance / pi, specular radiance) at points, an unbiased estimate whose variance falls as 1 / samples.
 
     normals, to_eye and light in one frame. light: each texel counts as one even patch of the sky. open_share: None
-    leaves shadows out. samples: an even number. Raises `InputError` for another.
+    leaves shadows out. samples: an even number. energy: of the two terms together, see `diffuse_share`. Raises
+    `InputError` for others.
     """
+    check_energy(energy, distribution)
     if samples < 2 or samples % 2:
         raise InputError(f"Samples are drawn in halves, from light and surface, so give an even number, got {samples}.")
     half = samples // 2
@@ -80,17 +84,19 @@ def monte_carlo_light(
     weight = jax.lax.stop_gradient(seen / (samples * jnp.maximum(density, 1e-12)))
     towards = jax.lax.stop_gradient(towards)
 
-    cos_light = _dots(towards, normals)
+    cos_light, cos_eye = _dots(towards, normals), jnp.sum(normals * to_eye, axis=-1, keepdims=True)
     gloss = specular_from_cosines(
         cos_light,
         _dots(towards, to_eye),
-        jnp.sum(normals * to_eye, axis=-1, keepdims=True),
+        cos_eye,
         specular[:, None],
         roughness[:, None],
         distribution,
     )
     arriving = light.radiance.reshape(-1, 3)[texel] * weight[..., None]
     matt = jnp.maximum(cos_light, 0.0) / math.pi
+    if energy != "additive":
+        matt = matt * diffuse_share(energy, specular[:, None], roughness[:, None], cos_eye, cos_light)
     return jnp.sum(matt[..., None] * arriving, axis=1), jnp.sum(gloss[..., None] * arriving, axis=1)
 
 
@@ -132,6 +138,8 @@ class MonteCarloRender:
     cull: bool
     depth_samples: int
     resolution: int
+    energy: str = "additive"
+    """Of diffuse and specular light together, see `diffuse_share`."""
 
     def visibility_of(self, vertices: Float[Array, "v 3"]) -> Float[Array, "v d"]:
         """The visibility table that a call with these vertices (head frame) would make, to be kept for later calls."""
@@ -185,6 +193,7 @@ class MonteCarloRender:
             look,
             samples=self.samples,
             distribution=self.distribution,
+            energy=self.energy,
         )
         uv = interpolate(jnp.asarray(self.topology.uv), fragments, self.topology.uv_faces)
         texture = sample_texture(face.texture, uv).reshape(-1, 3)
@@ -202,14 +211,18 @@ def make_monte_carlo_renderer(
     samples: int = 8,
     directions: int = 1024,
     distribution: str = "ggx",
+    energy: str = "additive",
     cull: bool = True,
     depth_samples: int = SAMPLES,
     resolution: int = RESOLUTION,
 ) -> MonteCarloRender:
     """A `render` by Monte Carlo for one mesh topology and image size (height, width).
 
-    samples: per pixel, even. directions: of the visibility table. depth_samples, resolution: of its depth maps.
+    samples: per pixel, even. directions: of the visibility table. depth_samples, resolution: of its depth maps. energy:
+    "additive", or, of GGX facets, "dimmed" or "coupled", with which no surface returns more than it gets
+    (`diffuse_share`). Raises `InputError` for others.
     """
+    check_energy(energy, distribution)
     check_topology(topology, size)
     return MonteCarloRender(
         topology=topology,
@@ -221,6 +234,7 @@ def make_monte_carlo_renderer(
         cull=cull,
         depth_samples=depth_samples,
         resolution=resolution,
+        energy=energy,
     )
 
 

@@ -23,6 +23,7 @@ from facejax.geometry.meshes import Topology, normalise, vertex_normals
 from facejax.geometry.records import Camera, Face, Image, Pose, PRNGKey
 from facejax.renderers.checks import check_known_light, check_scene
 from facejax.renderers.deferred import Render, make_renderer
+from facejax.renderers.directional_albedo import check_energy, diffuse_share
 from facejax.renderers.lights import (
     Environment,
     Light,
@@ -104,12 +105,14 @@ def gather_lamps(
     visible: Float[Array, "v n"] | None = None,
     *,
     distribution: str = "ggx",
+    energy: str = "additive",
 ) -> tuple[Float[Array, "v 3"], Float[Array, "v 3"]]:
     """(irradiance / pi, specular radiance) at points from lamps in the points' frame, the sum of f V (n . l)+ I / r².
 
     The near twin of `gather_light`; differentiable in everything but `visible`, which None leaves out. Lamps are taken
-    one after the other, so memory does not grow with them.
+    one after the other, so memory does not grow with them. energy: of the two terms together, see `diffuse_share`.
     """
+    check_energy(energy, distribution)
     seen = jnp.ones((points.shape[0], lamps.positions.shape[0])) if visible is None else visible
 
     @jax.checkpoint
@@ -118,19 +121,22 @@ def gather_lamps(
         away = position - points
         square = jnp.maximum(jnp.sum(away * away, axis=-1), 1e-8)  # nearer than 0.1 mm light does not grow
         to_lamp = away * jax.lax.rsqrt(square)[:, None]
-        cosine = jnp.sum(normals * to_lamp, axis=-1)
+        cosine, cos_eye = jnp.sum(normals * to_lamp, axis=-1), jnp.sum(normals * to_eye, axis=-1)
         gloss = specular_from_cosines(
             cosine,
             jnp.sum(to_lamp * to_eye, axis=-1),
-            jnp.sum(normals * to_eye, axis=-1),
+            cos_eye,
             specular,
             roughness,
             distribution,
         )
         arriving = (share / square)[:, None] * intensity
+        matt = jnp.maximum(cosine, 0.0) / math.pi
+        if energy != "additive":
+            matt = matt * diffuse_share(energy, specular, roughness, cos_eye, cosine)
         diffuse, shine = sums
         return (
-            diffuse + (jnp.maximum(cosine, 0.0) / math.pi)[:, None] * arriving,
+            diffuse + matt[:, None] * arriving,
             shine + gloss[:, None] * arriving,
         ), None
 
@@ -154,6 +160,8 @@ class ShadowedRender:
     resolution: int
     draw: Render
     """Draws pictures of what is given as `light`: (v, 6), diffuse and specular radiance at vertices."""
+    energy: str = "additive"
+    """Of diffuse and specular light together, see `diffuse_share`."""
 
     def visibility_of(
         self,
@@ -205,6 +213,7 @@ class ShadowedRender:
                 light,
                 visible,
                 distribution=self.distribution,
+                energy=self.energy,
             )
         else:
             diffuse, gloss = gather_light(
@@ -216,6 +225,7 @@ class ShadowedRender:
                 head_power(light, pose.rotation, self.directions),
                 visible,
                 distribution=self.distribution,
+                energy=self.energy,
             )
         return diffuse, jnp.where(face.specular[:, None] > 0, gloss, 0.0)  # else Fresnel's term would stay at outlines
 
@@ -243,6 +253,7 @@ def make_shadowed_renderer(
     *,
     directions: int | np.ndarray = 256,
     distribution: str = "ggx",
+    energy: str = "additive",
     samples: int = SAMPLES,
     resolution: int = RESOLUTION,
     antialiased: bool = True,
@@ -251,8 +262,11 @@ def make_shadowed_renderer(
     """A `render` with cast shadows for one mesh topology and image size (height, width).
 
     directions: how many (even), or the set itself, evenly spread unit vectors in the head frame in opposite pairs.
-    distribution: of facets, "ggx" or "beckmann". samples, resolution: of depth maps, see `distant_visibility`.
+    distribution: of facets, "ggx" or "beckmann". energy: "additive", or, of GGX facets, "dimmed" or "coupled", with
+    which no surface returns more than it gets (`diffuse_share`). samples, resolution: of depth maps, see
+    `distant_visibility`. Raises `InputError` for others.
     """
+    check_energy(energy, distribution)
     chosen = sphere_directions(directions) if isinstance(directions, int) else np.asarray(directions, np.float32)
     if chosen.ndim != 2 or chosen.shape[1] != 3:
         raise InputError(f"Directions are a number, or unit vectors (d, 3), got {chosen.shape}.")
@@ -267,4 +281,5 @@ def make_shadowed_renderer(
         samples=samples,
         resolution=resolution,
         draw=make_renderer(topology, size, shade=given, antialiased=antialiased, cull=cull),
+        energy=energy,
     )
