@@ -47,7 +47,9 @@ class CameraDevice:
     def shots(self) -> Iterator[Shot]:
         """Frames from now on, each the latest there is when it is asked for; until the camera ends."""
         with self._changed:
-            self._latest, self.dropped = None, 0  # what came while nobody was asking is old
+            self.dropped = 0
+            if not self._ended:
+                self._latest = None  # what came while nobody was asking is old
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._latest is not None or self._ended)

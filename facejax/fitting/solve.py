@@ -356,7 +356,8 @@ def by_lots(
     was last drawn.
     """
     free = paths_of(scene.head.roles, turn.free)
-    moving, held = split(jax.tree_util.tree_map(jnp.asarray, variables), free)
+    variables, seen = jax.tree_util.tree_map(jnp.asarray, (variables, seen))  # once, not at every step
+    moving, held = split(variables, free)
     step, state = _lots_step(scene, turn), _optimiser(moving, turn.rate, rates_of(scene.head)).init(moving)
     count = len(jax.tree_util.tree_leaves(variables["frame"])[0])
     alive, whole, losses = jnp.ones(count, bool), jnp.asarray(True), []
