@@ -6,23 +6,19 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Float32, Int
+from jaxtyping import Array, Float, Float32
 
 from facejax.geometry.errors import InputError
 from facejax.geometry.records import PyTree
 from facejax.geometry.rotations import rotate
 from facejax.models.head import HeadModel
+from facejax.scenes.unknowns import take_frames
 
 CLIP_CODE, FRAME_CODE = "code.clip", "code.frame"
 """What the names of a code's arrays start with in the file; the path in the head's own code follows."""
 
 AT_ONCE = 16
 """Frames that are decoded together: more of a full head do not fit into a processor's cache."""
-
-
-def take_frames(tree: PyTree, rows: Int[np.ndarray, "n"]) -> PyTree:
-    """Some frames of arrays with a leading axis of frames."""
-    return jax.tree_util.tree_map(lambda x: x[rows], tree)
 
 
 def flatten_code(code: PyTree, prefix: str) -> dict[str, np.ndarray]:

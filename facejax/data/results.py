@@ -20,7 +20,6 @@ from facejax.data.codes import (
     FRAME_CODE,
     decoded_vertices,
     flatten_code,
-    take_frames,
     unflatten_code,
 )
 from facejax.data.files import atomic_write
@@ -34,7 +33,7 @@ from facejax.geometry.records import Camera, Face, Pose, PyTree
 from facejax.models.avatar import Avatar
 from facejax.models.head import HeadModel
 from facejax.models.morphable import Expression, Identity, MorphableHead, full_activations
-from facejax.scenes.unknowns import over_frames
+from facejax.scenes.unknowns import over_frames, take_frames
 
 FORMAT_VERSION = 2
 """Of `track.npz`; it grows when an older reader would misread the file, or miss what it needs.

@@ -43,10 +43,9 @@ def first_unknowns(
     clip = ClipVariables(
         code=code if clip_code is None else clip_code, light=zero_light(scene.lighting), log_zoom=jnp.zeros(())
     )
-    pose = variables_of(Pose(rotation=jnp.eye(3), translation=jnp.array([0.0, 0.0, 1.0])), lens_at(lens, 0).camera, 1.0)
-    one = FrameVariables(
-        lens=lens_at(lens, 0), pose=pose, code=frame_code, light=scene.lighting.init(), log_zoom=jnp.zeros(())
-    )
+    first = take_frames(lens, 0)
+    pose = variables_of(Pose(rotation=jnp.eye(3), translation=jnp.array([0.0, 0.0, 1.0])), first.camera, 1.0)
+    one = FrameVariables(lens=first, pose=pose, code=frame_code, light=scene.lighting.init(), log_zoom=jnp.zeros(()))
     frames = repeat_frames(one, count).replace(lens=on_host(lens))
     unknowns = Unknowns(params=params, clip=clip, frames=frames, settled={})
     rest = scene.landmarks.head
@@ -77,11 +76,6 @@ def encoded(scene: Scene, footage: Footage, unknowns: Unknowns) -> Unknowns:
     valid = np.asarray(footage.valid)
     frames = frames.replace(code=bridge(frames.code, valid), pose=bridge(frames.pose, valid))
     return unknowns.replace(clip=unknowns.clip.replace(code=mean), frames=frames)
-
-
-def lens_at(lens: Lens, frame: int) -> Lens:
-    """One frame's."""
-    return take_frames(lens, frame)
 
 
 def closed_form_poses(footage: Footage, points: Float[Array | np.ndarray, "*f 478 3"], cameras: Camera) -> Pose:
